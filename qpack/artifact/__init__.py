@@ -1,0 +1,1 @@
+"""The `.qpk` container and the self-decoding `.pyz` around it. No torch."""

@@ -1,0 +1,1 @@
+"""Lossless codecs behind one bounded contract. numpy and the standard library; no torch."""

@@ -1,0 +1,1 @@
+"""Calibration, quantization and the budget search: floats in, integers and steps out."""

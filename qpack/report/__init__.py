@@ -1,0 +1,1 @@
+"""The report: JSON with a schema version, and Markdown."""
