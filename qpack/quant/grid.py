@@ -1,0 +1,97 @@
+"""Integer grids: how large one step is for each row, and rounding to it. Pure functions.
+
+Legend: W (rows x cols) a weight matrix, s a row step, q = qmax the largest integer of the grid.
+
+    absmax      s = max|w| / q          nothing is clipped
+    percentile  s = quantile(|w|, p) / q  p chosen a row by output error
+    sigma       s = k * std(w) / q        "SDClip" (pull request 1394): k sets the rate
+
+Steps are rounded to their stored form, a code on a logarithmic scale of `octave` codes to a
+doubling (`qpack.tensors`), before anything is quantized with them. The scale floor of the
+reference systems (s >= 1/q) turns qmax into a global step size; it is a parameter, off by default.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qpack.tensors import EXPONENT_MAX, EXPONENT_MIN, decode_steps
+
+PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
+"""Candidates of the percentile search, as in pull requests 1019 and 1440."""
+
+UNCLIPPED_MAX = 32_767
+"""Symbols that a rule does not clip still fit int16."""
+
+_HEADROOM = 2.0
+"""Error feedback can push a weight past its row's maximum; unclipped steps leave room for it."""
+
+
+def encode_steps(steps: Tensor, octave: int, *, up: bool = False) -> Tensor:
+    """Codes (int16) of `steps` (any shape, > 0): nearest on the log scale, or never below (`up`).
+
+    Zero steps (an all-zero row) get code 0; its integers are zero whatever the step.
+    """
+    logs = torch.log2(steps.double().clamp_min(2.0**EXPONENT_MIN)) * octave
+    # A hair of slack keeps a step that is already on the grid from being pushed up by rounding.
+    codes = torch.ceil(logs - 1e-9) if up else torch.round(logs)
+    codes = codes.clamp(EXPONENT_MIN * octave, (EXPONENT_MAX + 1) * octave - 1)
+    return torch.where(steps > 0, codes, 0.0).to(torch.int16)
+
+
+def step_values(codes: Tensor, octave: int) -> Tensor:
+    """The float32 steps that decoders will use for `codes`, on the same device."""
+    values = decode_steps(codes.cpu().numpy(), octave)
+    return torch.from_numpy(values).to(codes.device)
+
+
+def absmax_steps(W: Tensor, qmax: float) -> Tensor:
+    """Row steps (rows,) so that the largest weight of each row is the integer `qmax`."""
+    return W.abs().amax(dim=1) / qmax
+
+
+def percentile_steps(W: Tensor, qmax: float, percentile: float) -> Tensor:
+    """Row steps (rows,) so that `percentile` of each row's magnitudes is the integer `qmax`.
+
+    Falls back to the row's maximum where that percentile is zero (a mostly-zero row).
+    """
+    magnitudes = W.abs()
+    peak = magnitudes.amax(dim=1)
+    cut = peak if percentile >= 1.0 else torch.quantile(magnitudes, percentile, dim=1)
+    return torch.where(cut > 0, cut, peak) / qmax
+
+
+def sigma_steps(W: Tensor, qmax: float, k: float) -> Tensor:
+    """Row steps (rows,) `k * std / qmax`, std over the row (population form).
+
+    A row without spread (one column, or constant) has no sigma: its maximum takes the place of
+    `k * std`, so that it is represented exactly up to the rounding of the step.
+    """
+    std = W.double().std(dim=1, correction=0).to(W.dtype)
+    peak = W.abs().amax(dim=1)
+    degenerate = std <= 1e-6 * peak
+    return torch.where(degenerate, peak, k * std) / qmax
+
+
+def floor_steps(steps: Tensor, floor: float) -> Tensor:
+    """`max(step, floor)`: the reference systems' scale floor is `1 / qmax`."""
+    return steps.clamp_min(floor) if floor > 0 else steps
+
+
+def guard_unclipped(steps: Tensor, W: Tensor) -> Tensor:
+    """Steps large enough that no symbol leaves int16, error feedback included."""
+    return torch.maximum(steps, W.abs().amax(dim=1) * (_HEADROOM / UNCLIPPED_MAX))
+
+
+def round_to_nearest(W: Tensor, steps: Tensor, limits: Tensor) -> Tensor:
+    """RTN: integers (rows, cols) as float32, `clamp(round(w / step), -limit, limit)` per row."""
+    limit = limits[:, None]
+    return torch.round(W / steps[:, None]).clamp(-limit, limit)
+
+
+def row_errors(error: Tensor, hessian: Tensor | None) -> Tensor:
+    """`e H e^T` for each row e of `error` (rows, cols); the squared norm without a Hessian."""
+    if hessian is None:
+        return error.square().sum(dim=1)
+    return (error @ hessian).mul_(error).sum(dim=1)
