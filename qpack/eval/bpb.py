@@ -1,0 +1,248 @@
+"""Bits per byte: total nats / ln 2 / UTF-8 bytes of the scored text, and KL to another model.
+
+Every target is scored once, by a full normalised distribution over the vocabulary: log-softmax in
+float64 of the model's float32 logits, summed in float64. Bytes are exact integers from the
+tokenizer. A sum over windows does not depend on how windows are batched. Logits are reduced in
+row blocks, so memory beyond the model's own logits stays constant whatever the vocabulary.
+Source: `techniques.md` 8.1 and 8.2.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qpack.errors import ConfigError, DataError
+from qpack.eval.windows import Window, windows
+from qpack.progress import SILENT, Progress
+from qpack.tokenizer import Tokenizer
+from qpack.tokens import check_vocab
+
+LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+"""Float32 logits of one batch; more gains no speed."""
+BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Logits reduced at a time in float64: 2 MiB stays in a core's cache."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What a model scores on a text."""
+
+    nats: float
+    """Total negative log-likelihood of the targets."""
+    bytes: int
+    """UTF-8 bytes of the targets' text."""
+    tokens: int
+    """Targets scored."""
+    bpb: float
+    """Bits per byte."""
+    kl: float | None
+    """Mean KL(reference || this model) a token, in nats; None when there was no reference."""
+    window: int
+    stride: int
+    seconds: float
+    """Wall clock of the pass, shared by all models scored in it."""
+
+
+def score(
+    model: nn.Module,
+    tokens: NDArray[np.uint16],  # (tokens,)
+    tokenizer: Tokenizer,
+    *,
+    window: int = 1024,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    against: nn.Module | None = None,
+    device: torch.device | str | None = None,
+    batch: int | None = None,
+    progress: Progress = SILENT,
+) -> Score:
+    """Score the text of `tokens[1:]` under `model`: `LongTensor (B, T) -> logits (B, T, V)`.
+
+    `stride` None means disjoint windows; `max_tokens` limits the scored targets; `against` is the
+    reference of the KL; `device` None means the model's; `batch` is windows a forward pass.
+    Raises `DataError` when the tokenizer, the tokens and the model do not belong together,
+    `ConfigError` for impossible windows.
+    """
+    models = [model] if against is None else [against, model]
+    return _score_all(
+        models,
+        tokens,
+        tokenizer,
+        window=window,
+        stride=stride,
+        max_tokens=max_tokens,
+        device=device,
+        batch=batch,
+        progress=progress,
+    )[-1]
+
+
+def compare(
+    reference: nn.Module,
+    candidate: nn.Module,
+    tokens: NDArray[np.uint16],  # (tokens,)
+    tokenizer: Tokenizer,
+    *,
+    window: int = 1024,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    device: torch.device | str | None = None,
+    batch: int | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Score, Score]:
+    """Score both models on the same batches in one pass; `candidate`'s Score carries the KL.
+
+    Arguments and errors as in `score`.
+    """
+    first, second = _score_all(
+        [reference, candidate],
+        tokens,
+        tokenizer,
+        window=window,
+        stride=stride,
+        max_tokens=max_tokens,
+        device=device,
+        batch=batch,
+        progress=progress,
+    )
+    return first, second
+
+
+def _score_all(
+    models: Sequence[nn.Module],  # one, or the reference and the candidate
+    tokens: NDArray[np.uint16],
+    tokenizer: Tokenizer,
+    *,
+    window: int,
+    stride: int | None,
+    max_tokens: int | None,
+    device: torch.device | str | None,
+    batch: int | None,
+    progress: Progress,
+) -> list[Score]:
+    tokens = _checked(models, tokens, tokenizer, max_tokens=max_tokens, batch=batch)
+    plan = windows(len(tokens), window=window, stride=stride)
+    device = _device_of(models[0]) if device is None else torch.device(device)
+    budget = LOGITS_BYTES.get(device.type, LOGITS_BYTES["cpu"])
+    batch = batch or max(1, budget // (window * tokenizer.vocab_size * 4))
+    # MPS has no float64.
+    precise = torch.float32 if device.type == "mps" else torch.float64
+    nats = torch.zeros(len(models), dtype=precise, device=device)
+    divergence = torch.zeros((), dtype=precise, device=device)
+    began = time.perf_counter()
+    with (
+        torch.no_grad(),
+        _evaluating(models),
+        progress.stage("score", total=len(tokens) - 1, unit="tokens") as task,
+    ):
+        for group in _batches(plan, batch):
+            inputs, targets = _gather(tokens, group, device)
+            skip = group[0].skip
+            logits = [_logits(model, inputs)[:, skip:] for model in models]
+            for rows, goal in _blocks(logits, targets[:, skip:]):
+                logs = [row.to(precise).log_softmax(-1) for row in rows]
+                nats -= torch.stack([log.gather(-1, goal[:, None]).sum() for log in logs])
+                if len(logs) == 2:
+                    divergence += (logs[0].exp() * (logs[0] - logs[1])).sum()
+            task.advance(targets[:, skip:].numel())
+    num_bytes = tokenizer.text_bytes(tokens)
+    totals = [float(value) for value in nats.cpu()]
+    seconds = time.perf_counter() - began
+    kl = float(divergence) / (len(tokens) - 1) if len(models) == 2 else None
+    return [
+        Score(
+            nats=total,
+            bytes=num_bytes,
+            tokens=len(tokens) - 1,
+            bpb=total / math.log(2) / num_bytes if num_bytes else math.inf,
+            kl=kl if index else None,
+            window=window,
+            stride=stride or window,
+            seconds=seconds,
+        )
+        for index, total in enumerate(totals)
+    ]
+
+
+def _checked(
+    models: Sequence[nn.Module],
+    tokens: NDArray[np.uint16],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int | None,
+    batch: int | None,
+) -> NDArray[np.uint16]:
+    """The tokens to read: one more than the targets. Raises unless everything fits together."""
+    for name, value in (("max_tokens", max_tokens), ("batch", batch)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    for model in models:
+        vocab_size = getattr(model, "vocab_size", None)
+        if not isinstance(vocab_size, int):
+            raise DataError(f"{type(model).__name__} is no language model: it has no vocab_size")
+        tokenizer.check_model(vocab_size)
+    if max_tokens is not None:
+        tokens = tokens[: max_tokens + 1]
+    check_vocab(tokens, tokenizer.vocab_size, getattr(tokens, "filename", None) or "tokens")
+    return tokens
+
+
+def _batches(plan: Sequence[Window], batch: int) -> Iterator[list[Window]]:
+    """Groups of up to `batch` windows of one shape, in order."""
+    for _, same in groupby(plan, key=lambda item: (item.length, item.skip)):
+        group = list(same)
+        for i in range(0, len(group), batch):
+            yield group[i : i + batch]
+
+
+def _gather(
+    tokens: NDArray[np.uint16], group: Sequence[Window], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a group of windows: (B, T) int64 each, on `device`."""
+    rows = np.stack([tokens[item.start : item.start + item.length + 1] for item in group])
+    both = torch.from_numpy(rows.astype(np.int64)).to(device)
+    return both[:, :-1], both[:, 1:]
+
+
+def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits of `inputs` (B, T): (B, T, V)."""
+    logits: Tensor = model(inputs)
+    return logits
+
+
+def _blocks(logits: Sequence[Tensor], targets: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Pieces of rows of every model's `logits` (B, T, V) beside their targets (B, T)."""
+    vocab_size = logits[0].shape[-1]
+    limit = BLOCK_ELEMENTS.get(targets.device.type, BLOCK_ELEMENTS["cpu"])
+    flat = [item.reshape(-1, vocab_size) for item in logits]
+    goals = targets.reshape(-1)
+    step = max(1, limit // vocab_size)
+    for i in range(0, len(goals), step):
+        yield [item[i : i + step] for item in flat], goals[i : i + step]
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Switch `models` to eval mode, and back to what each of their parts was."""
+    with ExitStack() as stack:
+        for part in (part for model in models for part in model.modules()):
+            stack.callback(setattr, part, "training", part.training)
+        for model in models:
+            model.eval()
+        yield
