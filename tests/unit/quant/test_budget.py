@@ -1,0 +1,98 @@
+"""The search against size curves of known shape, with codec noise."""
+
+import math
+import random
+
+import pytest
+
+from qpack.errors import BudgetError
+from qpack.quant.budget import search
+from qpack.recipe import Knob
+
+WEIGHTS = 26_000_000
+
+
+def curve(k: float) -> int:
+    """Bytes of a Gaussian-like model: entropy of a rounded Gaussian of sigma 31 / k, smoothly."""
+    sigma = 31.0 / k
+    bits = 0.5 * math.log2(1 + 2 * math.pi * math.e * sigma * sigma)
+    return 600_000 + int(WEIGHTS * bits / 8)
+
+
+def noisy(k: float) -> int:
+    """What a codec makes of it: 0.9 % above, with noise of 0.02 % that depends on the value."""
+    return int(curve(k) * (1.009 + random.Random(repr(k)).uniform(-2e-4, 2e-4)))
+
+
+@pytest.mark.parametrize("budget", [2_000_000, 8_000_000, 12_000_000, 16_000_000, 25_000_000])
+def test_continuous_knob_fills_the_budget(budget: int) -> None:
+    calls: list[float] = []
+
+    def encode(k: float) -> int:
+        calls.append(k)
+        return noisy(k)
+
+    result = search(Knob(name="k"), budget, estimate=curve, encode=encode)
+    assert result.num_bytes == noisy(result.value) <= budget
+    assert result.num_bytes >= 0.999 * budget
+    assert len(calls) <= 4, "the real codec is slow"
+    assert len(calls) == len(set(calls)), "no point is measured twice"
+    assert [p.value for p in result.probes if p.kind == "codec"] == calls
+
+
+def test_both_ends_are_probed_and_recorded() -> None:
+    result = search(Knob(name="k", low=2, high=60), 12_000_000, estimate=curve, encode=noisy)
+    assert {2.0, 60.0} <= {p.value for p in result.probes}
+    assert all(p.fits == (p.num_bytes <= 12_000_000) for p in result.probes)
+
+
+def test_finest_end_is_taken_when_it_fits() -> None:
+    result = search(Knob(name="k", low=8, high=60), 40_000_000, estimate=curve, encode=noisy)
+    assert result.value == 8.0
+    assert "finest end" in result.reason
+
+
+def test_unreachable_budget_names_the_smallest_size() -> None:
+    knob = Knob(name="k", low=2, high=60)
+    with pytest.raises(BudgetError) as caught:
+        search(knob, 1_000_000, estimate=curve, encode=noisy, largest=lambda k: [f"emb at {k:g}"])
+    assert f"{noisy(60.0):,} B" in caught.value.message
+    assert caught.value.items == ("emb at 60",)
+    assert caught.value.exit_code == 5
+
+
+def test_misleading_estimate_still_fits() -> None:
+    """The estimate may be wrong by 8 % either way; the file still fits and is nearly full."""
+    for bias in (0.92, 1.08):
+        result = search(
+            Knob(name="k"),
+            12_000_000,
+            estimate=lambda k, bias=bias: int(curve(k) * bias),  # type: ignore[misc]
+            encode=noisy,
+        )
+        assert 0.999 * 12_000_000 <= result.num_bytes <= 12_000_000
+
+
+def integer_curve(q: float) -> int:
+    return 500_000 + int(WEIGHTS * (math.log2(q) + 0.3) / 8)
+
+
+@pytest.mark.parametrize("name", ["qmax", "qmax-floor"])
+def test_integer_knob_is_the_largest_that_fits(name: str) -> None:
+    encode = {q: int(integer_curve(q) * 1.01) for q in range(31, 128)}
+    for budget in range(17_800_000, 23_500_000, 700_000):
+        result = search(Knob(name=name), budget, estimate=integer_curve, encode=lambda q: encode[q])
+        best = max(q for q, size in encode.items() if size <= budget)
+        assert result.value == best
+        assert result.num_bytes == encode[best]
+
+
+def test_integer_lower_end_is_verified() -> None:
+    with pytest.raises(BudgetError):
+        search(Knob(name="qmax"), 12_000_000, estimate=integer_curve, encode=integer_curve)
+
+
+def test_flat_curve_ends() -> None:
+    """A model without turned weights: every value gives the same file."""
+    result = search(Knob(name="k"), 5_000, estimate=lambda k: 4_000, encode=lambda k: 4_100)
+    assert result.num_bytes == 4_100
