@@ -1,1 +1,1 @@
-"""Model architectures; one idea a file."""
+"""Model architectures; one idea a file, `gpt.py` puts them together."""

@@ -1,0 +1,244 @@
+"""Checkpoints: a safetensors file that says which architecture, with which configuration, it is.
+
+Three metadata strings make a safetensors file a checkpoint: `qpack.architecture` (a name in the
+entry-point group `qpack.architectures`), `qpack.config` (a JSON object for its build function) and
+`qpack.aliases` (a JSON object: name of a tied tensor -> name of the stored one). A checkpoint and
+an artifact become the same value here, and a runnable model by the same path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qpack.errors import CheckpointError, ConfigError
+from qpack.plugins import ARCHITECTURES, load_plugin
+from qpack.safetensors_file import (
+    DTYPES,
+    dtype_name,
+    read_safetensors,
+    render_safetensors,
+    tensor_bytes,
+)
+from qpack.tensors import QuantizedTensor, StoredTensor
+
+ARCHITECTURE, CONFIG, ALIASES = "qpack.architecture", "qpack.config", "qpack.aliases"
+IMPORT_HINT = "qpack import FILE -o model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Checkpoint:
+    """A model as data."""
+
+    tensors: dict[str, Tensor]
+    """parameters and buffers by name, on the CPU, in their stored dtypes"""
+    architecture: str
+    """name in the entry-point group `qpack.architectures`"""
+    config: dict[str, Any]
+    """what the architecture's build function takes"""
+    aliases: dict[str, str]
+    """tied tensors: other name -> stored name"""
+    name: str
+    """what to call the model in reports"""
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint in the safetensors file `path`; its name is the file's stem.
+
+    Raises CheckpointError for a file that cannot be read or is no checkpoint.
+    """
+    path = Path(path)
+    tensors, metadata = read_safetensors(path)
+    if ARCHITECTURE not in metadata:
+        raise CheckpointError(
+            f"{path}: does not say which architecture it is (no {ARCHITECTURE} in its metadata)",
+            hint=IMPORT_HINT,
+        )
+    return Checkpoint(
+        tensors=tensors,
+        architecture=metadata[ARCHITECTURE],
+        config=_json_object(path, CONFIG, metadata.get(CONFIG, "{}")),
+        aliases=_aliases(path, metadata.get(ALIASES, "{}"), tensors),
+        name=path.stem,
+    )
+
+
+def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, force: bool = False) -> None:
+    """Write `checkpoint` atomically; the same checkpoint always gives the same bytes.
+
+    Raises OutputExistsError if `path` exists and not `force`, and ResourceError from the disk.
+    """
+    from qpack.artifact.writer import write_atomic
+
+    metadata = {
+        ARCHITECTURE: checkpoint.architecture,
+        CONFIG: json.dumps(checkpoint.config, sort_keys=True),
+        ALIASES: json.dumps(checkpoint.aliases, sort_keys=True),
+    }
+    write_atomic(Path(path), render_safetensors(checkpoint.tensors, metadata), force=force)
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, hexadecimal, of every tensor's name, dtype, shape and bytes, in order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        head = [name, dtype_name(name, tensor), list(tensor.shape)]
+        digest.update(json.dumps(head).encode() + b"\n")
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError naming every tensor that holds NaN or infinity, and how many."""
+    bad = []
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            wide = tensor.float()
+            num_nan, num_inf = int(wide.isnan().sum()), int(wide.isinf().sum())
+            bad.append(f"{name}: {num_nan:,} NaN, {num_inf:,} infinite of {tensor.numel():,}")
+    if bad:
+        noun = "tensor holds" if len(bad) == 1 else "tensors hold"
+        raise CheckpointError(
+            f"{len(bad)} {noun} values that are not finite",
+            items=bad,
+            hint="the model diverged in training: use an earlier checkpoint",
+        )
+
+
+def read_model(path: str | Path) -> Checkpoint:
+    """The model in `path`: a checkpoint, or an artifact (`.qpk` or `.pyz`), told by content."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    # A safetensors header starts at byte 8; an artifact has its format version there.
+    if head[8:] == b"{" or path.suffix == ".safetensors":
+        return read_checkpoint(path)
+    if path.suffix in (".pt", ".pth"):
+        raise CheckpointError(f"{path}: a PyTorch file", hint=IMPORT_HINT)
+    return checkpoint_from_artifact(path)
+
+
+def checkpoint_from_artifact(path: str | Path) -> Checkpoint:
+    """The decoded model of an artifact: quantized tensors float32, raw tensors as they were.
+
+    Raises ArtifactError if the file is rejected, CheckpointError if it holds bare weights.
+    """
+    from qpack.artifact.reader import read
+
+    path = Path(path)
+    contents = read(path)
+    metadata = contents.metadata
+    if "architecture" not in metadata:
+        raise CheckpointError(
+            f"{path}: holds weights but does not say which architecture they are",
+            hint="qpack unpack writes them as safetensors",
+        )
+    tensors = {tensor.name: _to_torch(tensor) for tensor in contents.tensors}
+    return Checkpoint(
+        tensors=tensors,
+        architecture=metadata["architecture"],
+        config=_json_object(path, "config", metadata.get("config", "{}")),
+        aliases=dict(contents.aliases),
+        name=metadata.get("model_name", path.stem),
+    )
+
+
+def load(path: str | Path, *, device: torch.device | str = "cpu") -> nn.Module:
+    """A runnable float32 model from a checkpoint or an artifact."""
+    return build_model(read_model(path), device=device)
+
+
+def build_model(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The model of `checkpoint`, in evaluation mode, its parameters frozen and in `dtype`.
+
+    Raises ConfigError or SetupError if the architecture cannot be built, and CheckpointError with
+    every missing, unexpected and mis-shaped tensor.
+    """
+    module = load_plugin(ARCHITECTURES, checkpoint.architecture)(checkpoint.config)
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f'architecture "{checkpoint.architecture}" did not build a torch module')
+    _check_keys(module, checkpoint)
+    module.to(device=device, dtype=dtype)
+    module.load_state_dict(checkpoint.tensors, strict=False)  # _check_keys is the strict part
+    for other, stored in checkpoint.aliases.items():
+        owner, _, attribute = other.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, module.get_parameter(stored))
+    return module.eval().requires_grad_(False)
+
+
+def _check_keys(module: nn.Module, checkpoint: Checkpoint) -> None:
+    expected, given = module.state_dict(), checkpoint.tensors
+    tied = _ties(module)
+    provided = {tied.get(name, name) for name in (*given, *checkpoint.aliases)}
+    problems = [
+        *(f"{name}: missing" for name in expected if tied.get(name, name) not in provided),
+        *(f"{name}: unexpected" for name in given if name not in expected),
+        *(f"{name}: unexpected alias" for name in checkpoint.aliases if name not in expected),
+        *(
+            f"{name}: shape {tuple(given[source].shape)}, expected {tuple(expected[name].shape)}"
+            for name, source in ({n: n for n in given} | checkpoint.aliases).items()
+            if name in expected and source in given and given[source].shape != expected[name].shape
+        ),
+    ]
+    if problems:
+        raise CheckpointError(
+            f'the tensors do not match architecture "{checkpoint.architecture}"', items=problems
+        )
+
+
+def _ties(module: nn.Module) -> dict[str, str]:
+    """Parameters that the module itself ties: name -> first name of the same parameter."""
+    first: dict[int, str] = {}
+    pairs = module.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(parameter), name) for name, parameter in pairs}
+
+
+def _to_torch(tensor: StoredTensor) -> Tensor:
+    if isinstance(tensor, QuantizedTensor):
+        return torch.from_numpy(tensor.dequantize())
+    flat = torch.frombuffer(bytearray(tensor.data), dtype=torch.uint8) if tensor.data else None
+    dtype = DTYPES[tensor.dtype]
+    empty = torch.empty(tensor.shape, dtype=dtype)
+    return empty if flat is None else flat.view(dtype).reshape(tensor.shape)
+
+
+def _json_object(path: Path, key: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: metadata {key} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: metadata {key} is not a JSON object")
+    return value
+
+
+def _aliases(path: Path, text: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    aliases = _json_object(path, ALIASES, text)
+    bad = [
+        f"{other}: {stored!r} is not a tensor of the file"
+        if other not in tensors
+        else f"{other}: also stored as a tensor"
+        for other, stored in aliases.items()
+        if other in tensors or not isinstance(stored, str) or stored not in tensors
+    ]
+    if bad:
+        raise CheckpointError(f"{path}: aliases that lead nowhere", items=bad)
+    return aliases

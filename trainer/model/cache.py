@@ -1,0 +1,53 @@
+"""What a model must remember to go on after the tokens it has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qpack.errors import ConfigError
+
+
+@dataclass(slots=True)
+class LayerCache:
+    """Keys and values of one attention layer, (B, max_tokens, kv_heads, head_dim) each."""
+
+    max_tokens: int
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def append(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, T, kv_heads, head_dim) from position `start` on; returns everything so far."""
+        if self.keys is None or self.values is None:  # first use tells dtype and device
+            self.keys = k.new_empty((k.size(0), self.max_tokens, *k.shape[2:]))
+            self.values = torch.empty_like(self.keys)
+        end = start + k.size(1)
+        self.keys[:, start:end] = k
+        self.values[:, start:end] = v
+        return self.keys[:, :end], self.values[:, :end]
+
+
+@dataclass(slots=True)
+class Cache:
+    """State of a batch of sequences that grow together."""
+
+    batch_size: int
+    max_tokens: int
+    layers: list[LayerCache]
+    num_tokens: int = 0
+    """Tokens seen so far in each sequence."""
+    last_token: Tensor | None = field(default=None, repr=False)
+    """(B, 1), for the bigram hash"""
+    last_stem: Tensor | None = field(default=None, repr=False)
+    """(B, 1, D) before smearing, for the smear gate"""
+
+    def check(self, tokens: Tensor) -> None:
+        """Refuse tokens (B, T) of another batch size, or beyond `max_tokens`."""
+        batch_size, num_new = tokens.shape
+        if batch_size != self.batch_size or self.num_tokens + num_new > self.max_tokens:
+            raise ConfigError(
+                f"the cache holds {self.batch_size} x {self.max_tokens} tokens and has "
+                f"{self.num_tokens} of each; {batch_size} x {num_new} more do not fit"
+            )
