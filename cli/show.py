@@ -1,0 +1,132 @@
+"""Results as text for a person. Each function takes the document that `--json` would print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qpack.report.tables import describe_bytes, format_bytes, format_float, rows_table, text_table
+
+Document = Mapping[str, Any]
+
+
+def show_pack(report: Document) -> str:
+    """The report in ten lines; the rest is in the JSON and Markdown."""
+    size, budget = report["artifact_bytes"], report["budget_bytes"]
+    knob = report["knob"]
+    lines = [
+        f"{report['path']}  {describe_bytes(size)}",
+        f"{100 * size / budget:.2f} % of {format_bytes(budget)}, "
+        f"{budget - size:,} B to spare; {knob['name']} = {format_float(knob['value'])}",
+        "",
+        show_quality(report),
+        "",
+        f"{report['bits_per_weight']:.3f} bits a weight, everything included",
+        f"sha256 {report['sha256']}",
+    ]
+    return "\n".join(lines)
+
+
+def show_quality(report: Document) -> str:
+    """Bits per byte before and after, on the same tokens."""
+    tokens = report["quality"]["tokens"]
+    rows = [
+        ("float", report["bpb_float"], None, None),
+        ("decoded", report["bpb_decoded"], report["gap"], report["kl"]),
+    ]
+    cells = [
+        (
+            name,
+            f"{bpb:.6f}",
+            "" if gap is None else f"{gap:+.6f}",
+            "" if kl is None else f"{kl:.6f}",
+        )
+        for name, bpb, gap, kl in rows
+    ]
+    table = text_table(["", "bits per byte", "gap", "KL (nats/token)"], cells)
+    return f"{table}\non {tokens:,} tokens"
+
+
+def show_plan(plan: Document) -> str:
+    """The plan of `--dry-run`: a row a tensor, then the sum against the budget."""
+    predicted, budget = plan["predicted_bytes"], plan["budget_bytes"]
+    verdict = "fits" if predicted <= budget else f"{predicted - budget:,} B too many"
+    return "\n".join([
+        rows_table(plan["tensors"]),
+        "",
+        f"predicted {describe_bytes(predicted)} of {format_bytes(budget)}: {verdict}",
+        *(f"warning: {text}" for text in plan.get("warnings", ())),
+    ])  # fmt: skip
+
+
+def show_score(score: Document) -> str:
+    """Bits per byte first, then what it is made of."""
+    kl = score["kl"]
+    lines = [
+        f"{score['bpb']:.6f} bits per byte",
+        f"{score['nats']:.3f} nats over {score['tokens']:,} tokens "
+        f"({score['nats'] / score['tokens']:.6f} a token), {score['bytes']:,} bytes of text",
+        *([] if kl is None else [f"KL {kl:.6f} nats a token to the float model"]),
+        f"windows of {score['window']:,}, stride {score['stride']:,}, {score['seconds']:.1f} s "
+        f"on {score['device']['value']}",
+    ]
+    return "\n".join(lines)
+
+
+def show_inspection(found: Document) -> str:
+    """Sizes and digests, then streams, tensors, metadata and files."""
+    parts = [show_facts(found)]
+    parts += [
+        f"{name}\n{indent(rows_table(found[name]))}"
+        for name in ("streams", "tensors", "files")
+        if found.get(name)
+    ]
+    if found.get("metadata"):
+        lines = "\n".join(f"{key}: {shorten(text)}" for key, text in found["metadata"].items())
+        parts.append(f"metadata\n{indent(lines)}")
+    return "\n\n".join(parts)
+
+
+def show_verification(checked: Document) -> str:
+    """What was checked, one fact a line, and the verdict."""
+    return f"{show_facts(checked)}\nverified"
+
+
+def show_facts(document: Document) -> str:
+    """The document's plain values, one a line, labels in a column."""
+    facts = {key: value for key, value in document.items() if not is_collection(value)}
+    width = max((len(key) for key in facts), default=0)
+    return "\n".join(
+        f"{key.replace('_', ' '):{width}}  {show_fact(key, value)}" for key, value in facts.items()
+    )
+
+
+def show_fact(key: str, value: Any) -> str:
+    """One value: sizes with units, other integers with commas."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return describe_bytes(value) if key.endswith("bytes") else f"{value:,}"
+    if isinstance(value, float) and math.isfinite(value):
+        return format_float(value)
+    return str(value)
+
+
+def is_collection(value: Any) -> bool:
+    """Whether a value is a table or a mapping rather than a fact."""
+    return isinstance(value, Mapping) or (
+        isinstance(value, Sequence) and not isinstance(value, str)
+    )
+
+
+def indent(text: str) -> str:
+    """Every line moved right by two."""
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def shorten(text: str, *, limit: int = 200) -> str:
+    """At most `limit` characters, saying how many are missing."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}... ({len(text) - limit:,} characters more, see --json)"

@@ -1,0 +1,32 @@
+"""`qpack verify`: check every byte of an artifact."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .options import ArtifactArgument, check_input
+from .output import Output
+
+
+def verify(
+    output: Output,
+    artifact: ArtifactArgument,
+    sha256: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", help="The digest that you were told elsewhere."),
+    ] = None,
+) -> None:
+    """Check an artifact: every digest, bound and value, and which decoder it carries.
+
+    This finds damage. Against a forger give --sha256 with a digest from a source that you trust.
+    Nothing in the file is run. Needs no torch.
+    """
+    from qpack.artifact.inspect import verify as verify_artifact
+
+    from .show import show_verification
+
+    checked = verify_artifact(check_input(artifact), sha256=sha256)
+    output.result({"schema": "qpack.verify/1", **checked}, lambda: show_verification(checked))
+    output.next(f"qpack unpack {artifact} -o {artifact.with_suffix('.safetensors').name}")
