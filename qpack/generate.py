@@ -1,0 +1,91 @@
+"""Text that a model writes itself: calibration without data (techniques.md 4, after #1019).
+
+Sequences start with a token drawn uniformly from the vocabulary and go on by sampling at a
+temperature. All draws come from one CPU generator, in an order that does not depend on the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qpack.errors import ConfigError
+from qpack.progress import SILENT, Progress, Task
+
+
+def sample_tokens(
+    model: nn.Module,
+    *,
+    num_tokens: int,
+    sequence: int = 1_024,
+    temperature: float = 0.8,
+    seed: int = 0,
+    batch: int = 64,
+    progress: Progress = SILENT,
+) -> Tensor:
+    """(num_sequences, sequence) int64 tokens on the CPU: at least `num_tokens` in all.
+
+    `model` maps tokens (B, T) to logits (B, T, V) and has `vocab_size`; with `new_cache` each token
+    costs one position, without it the whole sequence is computed anew. The same model, device and
+    arguments give the same tokens. `batch` sequences are written at a time. Raises ConfigError for
+    arguments out of range.
+    """
+    _check(num_tokens, sequence, temperature, batch)
+    generator = torch.Generator().manual_seed(seed)
+    num_sequences = -(-num_tokens // sequence)
+    was_training = model.training
+    model.eval()
+    try:
+        with (
+            torch.no_grad(),
+            progress.stage("sample", total=num_sequences * sequence, unit="tokens") as task,
+        ):
+            pieces = [
+                _sample_batch(
+                    model, min(batch, num_sequences - i), sequence, temperature, generator, task
+                )
+                for i in range(0, num_sequences, batch)
+            ]
+    finally:
+        model.train(was_training)
+    return torch.cat(pieces)
+
+
+def _sample_batch(
+    model: Any,
+    num_sequences: int,
+    sequence: int,
+    temperature: float,
+    generator: torch.Generator,
+    task: Task,
+) -> Tensor:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    tokens = torch.empty(num_sequences, sequence, dtype=torch.int64)
+    vocab_size = int(model.vocab_size)
+    tokens[:, 0] = torch.randint(vocab_size, (num_sequences,), generator=generator)
+    cache = model.new_cache(num_sequences, sequence) if hasattr(model, "new_cache") else None
+    for t in range(1, sequence):
+        if cache is None:
+            logits = model(tokens[:, :t].to(device))
+        else:
+            logits = model(tokens[:, t - 1 : t].to(device), cache=cache)
+        tokens[:, t] = _draw(logits[:, -1].cpu().float() / temperature, generator)
+        task.advance(num_sequences)
+    task.advance(num_sequences)
+    return tokens
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One token for each row of (B, V) logits."""
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+def _check(num_tokens: int, sequence: int, temperature: float, batch: int) -> None:
+    counts = {"num_tokens": num_tokens, "sequence": sequence, "batch": batch}
+    problems = [f"{name} = {n}: must be at least 1" for name, n in counts.items() if n < 1]
+    if not 0.0 < temperature < float("inf"):
+        problems.append(f"temperature = {temperature}: must be above 0 and finite")
+    if problems:
+        raise ConfigError("cannot sample text with these settings", items=problems)
