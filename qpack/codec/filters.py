@@ -72,5 +72,6 @@ def _zigzag(delta: NDArray[np.int16]) -> NDArray[np.generic]:
 
 
 def _unzigzag(code: NDArray[np.generic]) -> NDArray[np.int16]:
-    half = code.view("<u2") >> 1
-    return half.astype("<i2") ^ -(code.view("<i2") & 1)
+    half = (code.view("<u2") >> 1).astype(np.int16)
+    sign: NDArray[np.int16] = -(code.view(np.int16) & np.int16(1))
+    return half ^ sign
