@@ -11,10 +11,12 @@ def inspect(output: Output, artifact: ArtifactArgument) -> None:
 
     Nothing is decoded and nothing in the file is run. Needs no torch.
     """
+    check_input(artifact)
+
     from qpack.artifact.inspect import inspect as inspect_artifact
 
     from .show import show_inspection
 
-    found = inspect_artifact(check_input(artifact))
+    found = inspect_artifact(artifact)
     output.result({"schema": "qpack.inspect/1", **found}, lambda: show_inspection(found))
     output.next(f"qpack verify {artifact}")

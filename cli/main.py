@@ -101,6 +101,8 @@ def main() -> None:
         code = build().main(prog_name="qpack", standalone_mode=False)
     except typer.TyperException as error:
         code = report_usage(error)
+    except SystemExit:  # Typer, whose --help went into a pipe that nobody reads: no failure
+        code = 0
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -28,11 +28,12 @@ def unpack(
     The bytes are those that the artifact's own decoder writes; nothing in the file is run.
     Needs no torch.
     """
+    check_input(artifact)
+    check_output(out, force=force)
+
     from qpack.artifact.unpack import unpack as unpack_artifact
     from qpack.report.tables import describe_bytes
 
-    check_input(artifact)
-    check_output(out, force=force)
     unpack_artifact(artifact, out, force=force, files_dir=files)
     written = out.stat().st_size
     output.result(

@@ -23,10 +23,12 @@ def verify(
     This finds damage. Against a forger give --sha256 with a digest from a source that you trust.
     Nothing in the file is run. Needs no torch.
     """
+    check_input(artifact)
+
     from qpack.artifact.inspect import verify as verify_artifact
 
     from .show import show_verification
 
-    checked = verify_artifact(check_input(artifact), sha256=sha256)
+    checked = verify_artifact(artifact, sha256=sha256)
     output.result({"schema": "qpack.verify/1", **checked}, lambda: show_verification(checked))
     output.next(f"qpack unpack {artifact} -o {artifact.with_suffix('.safetensors').name}")
