@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from qpack.errors import CheckpointError, ConfigError
+from qpack.artifact.reader import read
+from qpack.artifact.unpack import safetensors_pieces
+from qpack.artifact.writer import write_pieces
+from qpack.errors import CheckpointError
 from qpack.plugins import ARCHITECTURES, load_plugin
-from qpack.safetensors_file import (
-    DTYPES,
-    dtype_name,
-    read_safetensors,
-    render_safetensors,
-    tensor_bytes,
-)
-from qpack.tensors import QuantizedTensor, StoredTensor
+from qpack.tensors import Contents
+from qpack.torch_tensors import dtype_name as dtype_name  # both also for this module's users
+from qpack.torch_tensors import tensor_bytes as tensor_bytes
+from qpack.torch_tensors import to_raw, to_torch
 
 ARCHITECTURE, CONFIG, ALIASES = "qpack.architecture", "qpack.config", "qpack.aliases"
 IMPORT_HINT = "qpack import FILE -o model.safetensors"
@@ -70,19 +70,34 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of any safetensors file; CheckpointError if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            return tensors, dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, SafetensorError, KeyError, AttributeError, TypeError, ValueError) as error:
+        # the last four: dtypes that torch does not have
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+
+
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, force: bool = False) -> None:
     """Write `checkpoint` atomically; the same checkpoint always gives the same bytes.
 
-    Raises OutputExistsError if `path` exists and not `force`, and ResourceError from the disk.
+    Raises OutputExistsError if `path` exists and not `force`, ResourceError if the disk is full.
     """
-    from qpack.artifact.writer import write_atomic
-
-    metadata = {
-        ARCHITECTURE: checkpoint.architecture,
-        CONFIG: json.dumps(checkpoint.config, sort_keys=True),
-        ALIASES: json.dumps(checkpoint.aliases, sort_keys=True),
-    }
-    write_atomic(Path(path), render_safetensors(checkpoint.tensors, metadata), force=force)
+    contents = Contents(
+        tensors=tuple(to_raw(name, tensor) for name, tensor in checkpoint.tensors.items()),
+        aliases=checkpoint.aliases,
+        metadata={
+            "architecture": checkpoint.architecture,
+            "config": json.dumps(checkpoint.config, sort_keys=True, separators=(",", ":")),
+        },
+    )
+    # Not the safetensors package's writer: it orders metadata differently in each process.
+    write_pieces(path, safetensors_pieces(contents), force=force)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -136,8 +151,6 @@ def checkpoint_from_artifact(path: str | Path) -> Checkpoint:
 
     Raises ArtifactError if the file is rejected, CheckpointError if it holds bare weights.
     """
-    from qpack.artifact.reader import read
-
     path = Path(path)
     contents = read(path)
     metadata = contents.metadata
@@ -146,7 +159,7 @@ def checkpoint_from_artifact(path: str | Path) -> Checkpoint:
             f"{path}: holds weights but does not say which architecture they are",
             hint="qpack unpack writes them as safetensors",
         )
-    tensors = {tensor.name: _to_torch(tensor) for tensor in contents.tensors}
+    tensors = {tensor.name: to_torch(tensor) for tensor in contents.tensors}
     return Checkpoint(
         tensors=tensors,
         architecture=metadata["architecture"],
@@ -172,10 +185,10 @@ def build_model(
     Raises ConfigError or SetupError if the architecture cannot be built, and CheckpointError with
     every missing, unexpected and mis-shaped tensor.
     """
-    module = load_plugin(ARCHITECTURES, checkpoint.architecture)(checkpoint.config)
-    if not isinstance(module, nn.Module):
-        raise ConfigError(f'architecture "{checkpoint.architecture}" did not build a torch module')
-    _check_keys(module, checkpoint)
+    build = load_plugin(ARCHITECTURES, checkpoint.architecture)
+    with torch.device("meta"):  # a configuration may ask for any amount of memory: shapes first
+        _check_keys(build(checkpoint.config), checkpoint)
+    module: nn.Module = build(checkpoint.config)
     module.to(device=device, dtype=dtype)
     module.load_state_dict(checkpoint.tensors, strict=False)  # _check_keys is the strict part
     for other, stored in checkpoint.aliases.items():
@@ -191,7 +204,14 @@ def _check_keys(module: nn.Module, checkpoint: Checkpoint) -> None:
     problems = [
         *(f"{name}: missing" for name in expected if tied.get(name, name) not in provided),
         *(f"{name}: unexpected" for name in given if name not in expected),
-        *(f"{name}: unexpected alias" for name in checkpoint.aliases if name not in expected),
+        *(
+            f"{name}: an alias that is no parameter"
+            for name in checkpoint.aliases.keys() - tied.keys()
+        ),
+        *(
+            f"{name}: aliased but no parameter"
+            for name in set(checkpoint.aliases.values()) - tied.keys()
+        ),
         *(
             f"{name}: shape {tuple(given[source].shape)}, expected {tuple(expected[name].shape)}"
             for name, source in ({n: n for n in given} | checkpoint.aliases).items()
@@ -200,7 +220,8 @@ def _check_keys(module: nn.Module, checkpoint: Checkpoint) -> None:
     ]
     if problems:
         raise CheckpointError(
-            f'the tensors do not match architecture "{checkpoint.architecture}"', items=problems
+            f'the tensors do not match architecture "{checkpoint.architecture}"',
+            items=sorted(problems),
         )
 
 
@@ -209,15 +230,6 @@ def _ties(module: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     pairs = module.named_parameters(remove_duplicate=False)
     return {name: first.setdefault(id(parameter), name) for name, parameter in pairs}
-
-
-def _to_torch(tensor: StoredTensor) -> Tensor:
-    if isinstance(tensor, QuantizedTensor):
-        return torch.from_numpy(tensor.dequantize())
-    flat = torch.frombuffer(bytearray(tensor.data), dtype=torch.uint8) if tensor.data else None
-    dtype = DTYPES[tensor.dtype]
-    empty = torch.empty(tensor.shape, dtype=dtype)
-    return empty if flat is None else flat.view(dtype).reshape(tensor.shape)
 
 
 def _json_object(path: Path, key: str, text: str) -> dict[str, Any]:

@@ -14,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpack.checkpoint import ARCHITECTURE, CONFIG, Checkpoint, check_finite
+from qpack.checkpoint import (
+    ARCHITECTURE,
+    CONFIG,
+    Checkpoint,
+    check_finite,
+    read_safetensors,
+)
 from qpack.errors import CheckpointError
 from qpack.plugins import IMPORTERS, load_plugin
-from qpack.safetensors_file import read_safetensors
 
 PICKLED = (".pt", ".pth")
 NESTS = ("model", "state_dict", "model_state_dict")

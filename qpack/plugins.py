@@ -14,7 +14,7 @@ from typing import Any
 from qpack.errors import ConfigError, SetupError
 
 ARCHITECTURES = "qpack.architectures"
-"""`build(config) -> torch.nn.Module`"""
+"""`build(config) -> torch.nn.Module`; must also work under `torch.device("meta")`"""
 IMPORTERS = "qpack.importers"
 """`import_state(state, hints) -> (tensors, config)`"""
 TRAINERS = "qpack.trainers"

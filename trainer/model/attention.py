@@ -38,29 +38,28 @@ class Attention(nn.Module):
         """(B, T, D); with a cache, x follows its first `start` positions."""
         heads = (*x.shape[:2], -1, self.head_dim)
         q = rotate(rms_norm(self.c_q(x).view(heads)), *rotation) * self.q_gain[:, None]
-        k = rotate(rms_norm(self.c_k(x).view(heads)), *rotation)
-        v = self.c_v(x).view(heads)
+        k = rotate(rms_norm(self.c_k(x).view(heads)), *rotation).transpose(1, 2)
+        v = self.c_v(x).view(heads).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(start, k, v)
-        return self.proj(attend(q.to(v.dtype), k.to(v.dtype), v, start).flatten(2))
+        y = attend(q.transpose(1, 2).to(v.dtype), k.to(v.dtype), v, start)
+        out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
+        return out
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
-    """Attention of queries (B, T, H, d) at positions `start`.. over keys and values (B, S, Hk, d).
+    """Attention of queries (B, H, T, d) at positions `start`.. over keys, values (B, Hk, S, d).
 
-    Query head h reads key head h * Hk / H. Returns (B, T, H, d). S is start + T.
+    S is start + T; query head h reads key head h // (H / Hk). Returns (B, H, T, d).
     """
-    num_queries, num_heads = q.shape[1:3]
-    num_kv_heads = k.size(2)
-    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    num_heads, num_queries = q.shape[1:3]
+    num_kv_heads = k.size(1)
+    attention = nn.functional.scaled_dot_product_attention
     if num_queries == 1:  # nothing to mask: a group's heads are that many queries of one key head
-        grouped = q.view(q.size(0), num_kv_heads, num_heads // num_kv_heads, q.size(3))
-        return nn.functional.scaled_dot_product_attention(grouped, k, v).view(q.shape)
+        groups = q.reshape(q.size(0), num_kv_heads, num_heads // num_kv_heads, q.size(3))
+        return attention(groups, k, v).reshape(q.shape)
     mask = None
-    if start:  # later keys than the query's own position are hidden
+    if start:  # keys after a query's own position are hidden
         mask = torch.ones(num_queries, k.size(2), dtype=torch.bool, device=q.device).tril(start)
-    y = nn.functional.scaled_dot_product_attention(
-        q.transpose(1, 2), k, v, attn_mask=mask, is_causal=not start,
-        enable_gqa=num_heads != num_kv_heads,
-    )  # fmt: skip
-    return y.transpose(1, 2)
+    shared = num_heads != num_kv_heads
+    return attention(q, k, v, attn_mask=mask, is_causal=not start, enable_gqa=shared)

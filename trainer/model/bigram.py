@@ -36,4 +36,6 @@ class BigramHash(nn.Module):
 
     def forward(self, tokens: Tensor, before: Tensor | None = None) -> Tensor:
         """The term to add to the token embeddings."""
-        return self.proj(self.embed(bigram_rows(tokens, before, self.num_rows))) * self.scale
+        rows = bigram_rows(tokens, before, self.num_rows)
+        out: Tensor = self.proj(self.embed(rows)) * self.scale
+        return out

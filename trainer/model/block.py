@@ -36,4 +36,5 @@ class Block(nn.Module):
         """The stream after this layer, (B, T, D)."""
         x = self.resid_mix[0] * x + self.resid_mix[1] * x0
         x = x + self.attn_scale * self.attn(rms_norm(x), rotation, start, cache)
-        return x + self.mlp_scale * self.mlp(rms_norm(x))
+        x = x + self.mlp_scale * self.mlp(rms_norm(x))
+        return x

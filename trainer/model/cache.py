@@ -12,21 +12,21 @@ from qpack.errors import ConfigError
 
 @dataclass(slots=True)
 class LayerCache:
-    """Keys and values of one attention layer, (B, max_tokens, kv_heads, head_dim) each."""
+    """Keys and values of one attention layer, (B, kv_heads, max_tokens, head_dim) each."""
 
     max_tokens: int
     keys: Tensor | None = None
     values: Tensor | None = None
 
     def append(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, T, kv_heads, head_dim) from position `start` on; returns everything so far."""
+        """Store (B, kv_heads, T, head_dim) from position `start` on; returns everything so far."""
         if self.keys is None or self.values is None:  # first use tells dtype and device
-            self.keys = k.new_empty((k.size(0), self.max_tokens, *k.shape[2:]))
+            self.keys = k.new_empty((*k.shape[:2], self.max_tokens, k.size(3)))
             self.values = torch.empty_like(self.keys)
-        end = start + k.size(1)
-        self.keys[:, start:end] = k
-        self.values[:, start:end] = v
-        return self.keys[:, :end], self.values[:, :end]
+        end = start + k.size(2)
+        self.keys[:, :, start:end] = k
+        self.values[:, :, start:end] = v
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 @dataclass(slots=True)

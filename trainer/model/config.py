@@ -17,6 +17,8 @@ from qpack.errors import ConfigError
 from qpack.plugins import did_you_mean
 
 BOOLS = ("tie_embeddings", "smear_gate", "unet_skips")
+MAX_LAYERS = 1_024
+"""A file may claim any number, and layers take time to build even without memory."""
 FLOATS = ("mlp_mult", "logit_softcap", "rope_base")
 
 
@@ -130,6 +132,8 @@ def _problems(c: GPTConfig) -> Iterator[str]:
         for name in ("mlp_mult", "rope_base")
         if getattr(c, name) <= 0
     )
+    if c.num_layers > MAX_LAYERS:
+        yield f"num_layers = {c.num_layers}: must be at most {MAX_LAYERS:,}"
     if not small:  # the rest divides by them
         yield from _contradictions(c)
 

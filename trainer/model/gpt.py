@@ -27,6 +27,8 @@ from .smear import SmearGate
 class GPT(nn.Module):
     """`module(tokens (B, T) int64) -> logits (B, T, V) float32`."""
 
+    skip_weights: nn.Parameter | None
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
@@ -71,13 +73,13 @@ class GPT(nn.Module):
             base=config.rope_base,
             device=tokens.device,
         )
-        num_encoder = config.num_layers // 2
+        skips, num_encoder = self.skip_weights, config.num_skips
         stack: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
-            if layer >= num_encoder and stack:
-                x = x + self.skip_weights[layer - num_encoder] * stack.pop()
+            if skips is not None and num_encoder <= layer < 2 * num_encoder:
+                x = x + skips[layer - num_encoder] * stack.pop()
             x = block(x, x0, angles, start, None if cache is None else cache.layers[layer])
-            if layer < config.num_skips:
+            if layer < num_encoder:
                 stack.append(x)
         if cache is not None:
             cache.num_tokens += tokens.size(1)

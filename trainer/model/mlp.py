@@ -18,4 +18,5 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
-        return self.proj(self.fc(x).relu().square())
+        out: Tensor = self.proj(self.fc(x).relu().square())
+        return out
