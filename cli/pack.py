@@ -159,5 +159,7 @@ def pack(  # noqa: PLR0913  one parameter an option
         output.result({"schema": "qpack.plan/1", **plan}, lambda: show_plan(plan))
         return
     result = pack_checkpoint(options, progress=output.progress)
+    if not result:
+        return  # one of several ranks under torchrun: the first one reports
     output.result(result, lambda: show_pack(result))
     output.next(f"qpack verify {out}")

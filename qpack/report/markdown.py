@@ -1,7 +1,8 @@
 """The report as Markdown: the JSON's numbers in reading order, nothing computed anew.
 
 What matters comes first: size against budget, bits per byte before and after. `render` takes the
-report that `qpack pack --json` prints (`qpack.report/1`).
+report that `qpack pack --json` prints (`qpack.report/1`). A model that is not a language model has
+no scores; then those lines are left out.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def render(report: Report) -> str:
     sections = [
         f"# {PurePath(report['path']).name}",
         summary(report),
-        quality(report),
+        quality(report) if "quality" in report else "",
         search(report),
         ledger(report),
         streams(report),
@@ -53,14 +54,21 @@ def summary(report: Report) -> str:
     rows: list[tuple[str, Cell]] = [
         ("artifact", describe_bytes(size)),
         ("budget", f"{format_bytes(budget)}, {100 * report['budget_use']:.3f} % used"),
-        ("bits per byte, float", f"{report['bpb_float']:.6f}"),
-        ("bits per byte, decoded", f"{report['bpb_decoded']:.6f}"),
-        ("gap", f"{report['gap']:+.6f}"),
-        ("KL to the float model", f"{report['kl']:.6f} nats a token"),
+        *(scores(report) if "quality" in report else ()),
         ("bits a weight", f"{report['bits_per_weight']:.4f}"),
         ("SHA-256", f"`{report['sha256']}`"),
     ]
     return markdown_table(["", "value"], rows)
+
+
+def scores(report: Report) -> list[tuple[str, Cell]]:
+    """Bits per byte before and after."""
+    return [
+        ("bits per byte, float", f"{report['bpb_float']:.6f}"),
+        ("bits per byte, decoded", f"{report['bpb_decoded']:.6f}"),
+        ("gap", f"{report['gap']:+.6f}"),
+        ("KL to the float model", f"{report['kl']:.6f} nats a token"),
+    ]
 
 
 def quality(report: Report) -> str:
@@ -129,23 +137,23 @@ def complaints(report: Report) -> str:
 
 def provenance(report: Report) -> str:
     """All that is needed to make the same file again."""
-    inputs = [{"input": key, **(value or {})} for key, value in report["inputs"].items()]
+    inputs = [{"input": key, **(row or {})} for key, row in report.get("inputs", {}).items()]
     facts: list[tuple[str, Cell]] = [
         ("qpack", report["qpack_version"]),
         ("format", report["format_version"]),
-        ("seed", str(report["seed"])),
+        ("seed", str(report.get("seed", "-"))),
         ("device", f"{report['device']['value']}: {report['device']['reason']}"),
         *((key, flatten(value)) for key, value in report["hardware"].items()),
         *((key, flatten(value)) for key, value in report["packages"].items()),
     ]
-    command = " ".join(report["command"]) or "(called from Python)"
+    command = " ".join(report.get("command", ())) or "(called from Python)"
     return "\n\n".join([
         "## Provenance",
         fence(command),
         table(inputs),
         markdown_table(["", "value"], facts),
         "Resolved configuration:",
-        fence(json.dumps(report["config"], indent=2), "json"),
+        fence(json.dumps(report.get("config", {}), indent=2), "json"),
     ])  # fmt: skip
 
 
