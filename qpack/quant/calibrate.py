@@ -11,12 +11,14 @@ so that all ranks hold the same statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from qpack.distributed import rank, world_size
 from qpack.errors import CalibrationError
 from qpack.progress import SILENT, Progress
 from qpack.quant.statistics import Statistics
@@ -44,14 +46,9 @@ def collect(
     if not batches or sum(batch.numel() for batch in batches) == 0:
         raise CalibrationError("the calibration set is empty", hint="give at least one batch")
     parameters = dict(model.named_parameters())
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            groups = find_groups(model, parameters, batches[0][:1].to(device))
-            sums, counts = _accumulate(model, parameters, groups, batches, device, progress)
-    finally:
-        model.train(was_training)
+    with _evaluating(model), torch.no_grad():
+        groups = find_groups(model, parameters, batches[0][:1].to(device))
+        sums, counts = _accumulate(model, parameters, groups, batches, device, progress)
     _all_reduce(sums, counts)
     _check_finite(sums, groups)
     return Statistics(
@@ -61,6 +58,21 @@ def collect(
         fingerprint=fingerprint,
         source=dict(source or {}),
     )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with attention unfused so that its products can be seen; then as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in modes:
+            module.training = training
 
 
 def find_groups(
@@ -106,7 +118,7 @@ def _accumulate(
             add_outer(sums[name], inputs)
             counts[name] += inputs.shape[0]
 
-    mine = range(_rank(), len(batches), _world())
+    mine = range(rank(), len(batches), world_size())
     total = sum(batches[i].numel() for i in mine)
     with progress.stage("calibrate", total=total, unit="tokens") as task:
         for i in mine:
@@ -136,7 +148,7 @@ def _mirror(H: Tensor) -> None:
 
 
 def _all_reduce(sums: dict[str, Tensor], counts: dict[str, int]) -> None:
-    if _world() == 1:
+    if world_size() == 1:
         return
     for H in sums.values():
         dist.all_reduce(H)
@@ -160,11 +172,3 @@ def _check_finite(sums: dict[str, Tensor], groups: dict[str, list[str]]) -> None
             items=bad,
             hint="check the checkpoint with `qpack eval`; its loss is likely NaN",
         )
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,0 +1,214 @@
+"""Everything a pack needs, read and checked together before the first slow step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qpack.artifact.minify import pack_code
+from qpack.artifact.writer import form_of
+from qpack.checkpoint import Checkpoint, build_model, check_finite, fingerprint, read_model
+from qpack.codec.base import Codec
+from qpack.codec.registry import resolve
+from qpack.device import choose
+from qpack.errors import CalibrationError, ConfigError, DataError, OutputExistsError
+from qpack.options import PackOptions
+from qpack.quant.plan import Plan, classify, make_plan
+from qpack.recipe import default_recipe, load_recipe
+from qpack.tensors import EmbeddedFile
+from qpack.tokenizer import Tokenizer
+from qpack.tokens import check_vocab, read_shard, sha256_file
+
+BATCH_TOKENS = 8_192
+"""Tokens a calibration batch: large enough for matrix products, small enough for caches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Inputs:
+    """Checked inputs of one pack."""
+
+    checkpoint: Checkpoint
+    checkpoint_sha256: str
+    """of the tensors, not of the file around them"""
+    model: nn.Module
+    plan: Plan
+    tokenizer: Tokenizer
+    calibration: NDArray[np.uint16] | None
+    """None: the model writes its own"""
+    validation: NDArray[np.uint16]
+    """targets + 1 tokens"""
+    codecs: tuple[Codec, ...]
+    form: str
+    files: tuple[EmbeddedFile, ...]
+    code_rows: tuple[dict[str, object], ...]
+    device: torch.device
+    device_reason: str
+    sources: dict[str, dict[str, object]]
+    """name, SHA-256 and counts of each input, for the report"""
+
+
+def read_inputs(options: PackOptions) -> Inputs:
+    """Read and check every input of `options`; nothing slow, nothing written.
+
+    Raises the `QpackError` of the first kind of trouble found, naming all its offenders.
+    """
+    check_options(options)
+    form = form_of(options.out)
+    codecs = resolve(options.codecs, stdlib_only=options.stdlib_codecs)
+    device, reason = choose(options.device)
+    recipe = load_recipe(options.recipe) if options.recipe else default_recipe()
+    recipe = recipe.with_knob(options.knob) if options.knob else recipe
+    checkpoint = read_model(options.checkpoint)
+    check_finite(checkpoint.tensors)
+    tokenizer = Tokenizer.load(options.tokenizer)
+    model = build_model(checkpoint, device=device)
+    tokenizer.check_model(int(model.vocab_size))  # type: ignore[arg-type]
+    plan = make_plan(checkpoint.tensors, classify(model), checkpoint.aliases, recipe)
+    calibration, validation = _tokens(options, tokenizer)
+    files, code_rows = pack_code(options.code)
+    if options.embed_tokenizer:
+        name = options.tokenizer.name
+        data = options.tokenizer.read_bytes()
+        files = (*files, EmbeddedFile(name=name, role="tokenizer", data=data))
+    digest = fingerprint(checkpoint.tensors)
+    return Inputs(
+        checkpoint=checkpoint,
+        checkpoint_sha256=digest,
+        model=model,
+        plan=plan,
+        tokenizer=tokenizer,
+        calibration=calibration,
+        validation=validation,
+        codecs=codecs,
+        form=form,
+        files=files,
+        code_rows=tuple(code_rows),
+        device=device,
+        device_reason=reason,
+        sources=_sources(options, digest, tokenizer),
+    )
+
+
+def check_options(options: PackOptions) -> None:
+    """Raise for numbers out of range and for outputs that exist."""
+    problems = [
+        f"{name} = {value}: expected at least {least}"
+        for name, value, least in (
+            ("budget", options.budget_bytes, 1),
+            ("calib-tokens", options.calib_tokens, 1),
+            ("val-tokens", options.val_tokens, 1),
+            ("window", options.window, 1),
+        )
+        if value < least
+    ]
+    if options.stats is not None and options.save_stats is not None:
+        problems.append("give --stats or --save-stats, not both")
+    if problems:
+        raise ConfigError("options out of range", items=problems)
+    outputs = [options.out, options.save_stats, *report_paths(options.report)]
+    folders = {path.parent for path in outputs if path is not None}
+    missing = sorted(str(folder) for folder in folders if not folder.is_dir())
+    if missing:
+        raise ConfigError("no such folder to write to", items=missing, hint="create it first")
+    existing = [str(path) for path in outputs if path is not None and path.exists()]
+    if existing and not options.force:
+        raise OutputExistsError("the output exists", items=existing, hint="--force overwrites")
+
+
+def report_paths(report: Path | None) -> tuple[Path, ...]:
+    """The JSON report and the Markdown beside it."""
+    return () if report is None else (report, report.with_suffix(".md"))
+
+
+def _tokens(
+    options: PackOptions, tokenizer: Tokenizer
+) -> tuple[NDArray[np.uint16] | None, NDArray[np.uint16]]:
+    """Calibration tokens and held-out tokens, disjoint even when they come from one shard."""
+    shard = None
+    if options.calib is not None and options.stats is None:
+        shard = read_shard(options.calib)
+        check_vocab(shard, tokenizer.vocab_size, options.calib)
+        _check_length(shard, options)
+    calibration = None if shard is None else shard[: options.calib_tokens]
+    source = options.val if options.val is not None else options.calib
+    if source is None:
+        raise DataError(
+            "self-calibration reads no text, so there is none to score",
+            hint="give a validation shard with --val",
+        )
+    tokens = read_shard(source)
+    check_vocab(tokens, tokenizer.vocab_size, source)
+    held_out = tokens
+    if options.calib is not None and _same_file(source, options.calib):
+        held_out = tokens[options.calib_tokens :]
+    needed = options.val_tokens + 1
+    if len(held_out) < needed:
+        raise DataError(
+            f"{source}: {len(held_out):,} tokens left to score, {needed:,} needed",
+            hint="lower --val-tokens, or give another shard with --val",
+        )
+    return calibration, held_out[:needed]
+
+
+def _check_length(shard: NDArray[np.uint16], options: PackOptions) -> None:
+    if len(shard) < options.calib_tokens:
+        raise CalibrationError(
+            f"{options.calib}: {len(shard):,} tokens, {options.calib_tokens:,} needed",
+            hint="lower --calib-tokens, or give a longer shard",
+        )
+    if options.calib_tokens < options.window:
+        raise CalibrationError(
+            f"{options.calib_tokens:,} calibration tokens are less than one window of "
+            f"{options.window:,}",
+            hint="raise --calib-tokens or lower --window",
+        )
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except OSError:
+        return False
+
+
+def token_batches(tokens: NDArray[np.uint16], window: int) -> list[Tensor]:
+    """Calibration batches (B, window) int64: consecutive windows; the rest is one short row."""
+    whole = len(tokens) // window * window
+    data = torch.from_numpy(tokens.astype(np.int64))
+    batches = list(data[:whole].reshape(-1, window).split(max(1, BATCH_TOKENS // window)))
+    if whole < len(tokens):
+        batches.append(data[whole:][None])
+    return batches
+
+
+def _sources(
+    options: PackOptions, digest: str, tokenizer: Tokenizer
+) -> dict[str, dict[str, object]]:
+    sources: dict[str, dict[str, object]] = {
+        "checkpoint": {"name": options.checkpoint.name, "tensors_sha256": digest},
+        "tokenizer": {"name": options.tokenizer.name, "sha256": tokenizer.sha256},
+    }
+    if options.stats is not None:
+        sources["calibration"] = {"name": options.stats.name, "sha256": sha256_file(options.stats)}
+    elif options.calib is None:
+        sources["calibration"] = {"name": "self", "tokens": options.calib_tokens}
+    else:
+        sources["calibration"] = {
+            "name": options.calib.name,
+            "sha256": sha256_file(options.calib),
+            "tokens": options.calib_tokens,
+        }
+    source = options.val if options.val is not None else options.calib
+    if source is not None:
+        held_out = options.calib is not None and _same_file(source, options.calib)
+        sources["validation"] = {
+            "name": source.name,
+            "sha256": sha256_file(source),
+            "first_token": options.calib_tokens if held_out else 0,
+        }
+    return sources

@@ -1,0 +1,49 @@
+"""What a pack is asked to do. Plain values, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackOptions:
+    """Options of `qpack pack`, one field each."""
+
+    checkpoint: Path
+    """a checkpoint, or an artifact to pack again"""
+    budget_bytes: int
+    """the whole file, decoder included, in decimal bytes"""
+    out: Path
+    """`.qpk` (data alone) or `.pyz` (with its decoder); the suffix decides"""
+    tokenizer: Path
+    calib: Path | None
+    """a token shard; None: the model writes its own calibration text"""
+    calib_tokens: int = 65_536
+    val: Path | None = None
+    """None: the tokens of the calibration shard after the calibrated ones"""
+    val_tokens: int = 32_768
+    """targets scored"""
+    window: int = 1_024
+    """tokens a window, for calibration and for scoring"""
+    recipe: Path | None = None
+    knob: str | None = None
+    """`k`, `qmax` or `qmax-floor`; None: the recipe's"""
+    codecs: tuple[str, ...] | None = None
+    """names to choose from; None: all that are installed"""
+    stdlib_codecs: bool = False
+    """only codecs that Python itself can decode"""
+    code: tuple[Path, ...] = ()
+    """source files to embed and count"""
+    embed_tokenizer: bool = False
+    save_stats: Path | None = None
+    stats: Path | None = None
+    """statistics saved earlier; replaces calibration"""
+    device: str = "auto"
+    seed: int = 0
+    """of self-generated calibration text"""
+    force: bool = False
+    report: Path | None = None
+    """JSON; Markdown is written beside it"""
+    command: tuple[str, ...] = ()
+    """as typed, for the report"""

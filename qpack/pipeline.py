@@ -1,0 +1,198 @@
+"""The main line: checkpoint and budget in, verified artifact and report out.
+
+read inputs -> calibrate -> quantize and fit to budget -> encode -> decode elsewhere -> score
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qpack import distributed
+from qpack.artifact.writer import write_atomic
+from qpack.checkpoint import Checkpoint, build_model
+from qpack.eval.bpb import Score, compare
+from qpack.fit import Fitter, tensor_entropy_bytes
+from qpack.generate import sample_tokens
+from qpack.inputs import Inputs, read_inputs, report_paths, token_batches
+from qpack.options import PackOptions
+from qpack.produce import Product, Target, produce
+from qpack.progress import SILENT, Progress
+from qpack.quant.budget import search
+from qpack.quant.calibrate import collect
+from qpack.quant.engine import Quantizer
+from qpack.quant.statistics import Statistics, load_statistics, save_statistics
+from qpack.report import markdown
+from qpack.report.build import build_report
+from qpack.stages import RunLog
+
+__all__ = ["PackOptions", "pack_checkpoint", "plan_checkpoint"]
+
+
+def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dict[str, Any]:
+    """Pack a checkpoint into `options.out` and return the report.
+
+    Under `torchrun` all ranks calibrate together; rank 0 does the rest and the others return an
+    empty report. Raises `QpackError`; on any error no file is left at `options.out`.
+    """
+    log = RunLog(progress)
+    with distributed.session():
+        with log.measured("read inputs"):
+            inputs = read_inputs(options)
+            log.note(f"device {inputs.device}: {inputs.device_reason}")
+            for warning in inputs.plan.warnings:
+                log.warn(warning)
+        with log.measured("calibrate"):
+            statistics = calibrate(inputs, options, log)
+        if distributed.rank() != 0:
+            return {}
+        product = produce(
+            inputs.checkpoint.tensors,
+            inputs.plan,
+            statistics,
+            Target(
+                out=options.out,
+                form=inputs.form,
+                budget_bytes=options.budget_bytes,
+                codecs=inputs.codecs,
+                force=options.force,
+            ),
+            aliases=inputs.checkpoint.aliases,
+            metadata=artifact_metadata(inputs.checkpoint, inputs.tokenizer.sha256),
+            files=inputs.files,
+            device=inputs.device,
+            log=log,
+        )
+        with log.measured("score"):
+            scores = score_decoded(inputs, product, options, log)
+        report = build_report(options, inputs, statistics, product, scores, log)
+    write_report(report, options.report, force=options.force)
+    return report
+
+
+def plan_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dict[str, Any]:
+    """What `pack_checkpoint` would do: each tensor's rule and predicted size. Writes nothing.
+
+    Sizes come from the entropy of integers rounded to nearest, without calibration, with the knob
+    solved for the budget on that estimate; the real file differs by a few percent.
+    """
+    log = RunLog(progress)
+    inputs = read_inputs(options)
+    quantizer = Quantizer(inputs.checkpoint.tensors, inputs.plan, None, device=inputs.device)
+    fitter = Fitter(
+        quantizer,
+        inputs.checkpoint.tensors,
+        aliases=inputs.checkpoint.aliases,
+        metadata=artifact_metadata(inputs.checkpoint, inputs.tokenizer.sha256),
+        files=inputs.files,
+        form=inputs.form,
+        codecs=inputs.codecs,
+        progress=log,
+    )
+    knob = inputs.plan.recipe.knob
+    found = search(
+        knob,
+        options.budget_bytes,
+        estimate=fitter.estimate,
+        encode=fitter.estimate,
+        largest=fitter.largest,
+    )
+    stored = {tensor.name: tensor for tensor in fitter.contents(found.value).tensors}
+    rows = [
+        {
+            "name": entry.name,
+            "shape": list(entry.shape),
+            "kind": entry.kind,
+            "rule": quantizer.rule_at(entry, found.value).label(),
+            "predicted_bytes": tensor_entropy_bytes(stored[entry.name]),
+        }
+        for entry in inputs.plan.tensors
+    ]
+    return {
+        "schema": "qpack.plan/1",
+        "tensors": rows,
+        "knob": {"name": knob.name, "value": found.value},
+        "predicted_bytes": found.num_bytes,
+        "budget_bytes": options.budget_bytes,
+        "device": {"value": str(inputs.device), "reason": inputs.device_reason},
+        "warnings": list(inputs.plan.warnings),
+    }
+
+
+def calibrate(inputs: Inputs, options: PackOptions, log: RunLog) -> Statistics:
+    """Statistics from a file, from a shard, or from text that the model writes itself."""
+    if options.stats is not None:
+        return load_statistics(
+            options.stats, fingerprint=inputs.checkpoint_sha256, device=inputs.device
+        )
+    tokens = inputs.calibration
+    if tokens is None:
+        tokens = sample_tokens(
+            inputs.model,
+            num_tokens=options.calib_tokens,
+            sequence=options.window,
+            seed=options.seed,
+            progress=log,
+        )
+    statistics = collect(
+        inputs.model,
+        token_batches(tokens, options.window),
+        fingerprint=inputs.checkpoint_sha256,
+        source={key: str(value) for key, value in inputs.sources["calibration"].items()},
+        device=inputs.device,
+        progress=log,
+    )
+    if options.save_stats is not None and distributed.rank() == 0:
+        save_statistics(options.save_stats, statistics, force=options.force)
+    return statistics
+
+
+def score_decoded(
+    inputs: Inputs, product: Product, options: PackOptions, log: RunLog
+) -> tuple[Score, Score]:
+    """(float, decoded) scores on the held-out tokens; the decoded weights are the artifact's."""
+    return compare(
+        inputs.model,
+        decoded_model(inputs.checkpoint, product, inputs),
+        inputs.validation,
+        inputs.tokenizer,
+        window=options.window,
+        device=inputs.device,
+        progress=log,
+    )
+
+
+def decoded_model(checkpoint: Checkpoint, product: Product, inputs: Inputs) -> nn.Module:
+    """The model with the tensors that the artifact's own decoder wrote."""
+    decoded = Checkpoint(
+        tensors=product.decoded,
+        architecture=checkpoint.architecture,
+        config=checkpoint.config,
+        aliases=checkpoint.aliases,
+        name=checkpoint.name,
+    )
+    return build_model(decoded, device=inputs.device)
+
+
+def artifact_metadata(checkpoint: Checkpoint, tokenizer_sha256: str) -> dict[str, str]:
+    """What the artifact says about itself."""
+    return {
+        "architecture": checkpoint.architecture,
+        "config": json.dumps(checkpoint.config, sort_keys=True, separators=(",", ":")),
+        "model_name": checkpoint.name,
+        "tokenizer_sha256": tokenizer_sha256,
+    }
+
+
+def write_report(report: dict[str, Any], path: Path | None, *, force: bool) -> None:
+    """Write JSON and Markdown where asked."""
+    for target in report_paths(path):
+        text = (
+            json.dumps(report, indent=1) + "\n"
+            if target.suffix != ".md"
+            else markdown.render(report)
+        )
+        write_atomic(target, text.encode(), force=force)

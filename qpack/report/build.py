@@ -1,0 +1,231 @@
+"""The report as one JSON-able document, `qpack.report/1`: everything a run knows about its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from qpack import __version__
+from qpack.artifact.encode import Encoded
+from qpack.artifact.layout import MAJOR, MINOR
+from qpack.codec import filters
+from qpack.codec.registry import codecs
+from qpack.codec.select import Trial
+from qpack.environment import hardware, packages
+from qpack.eval.bpb import Score
+from qpack.inputs import Inputs
+from qpack.options import PackOptions
+from qpack.produce import Product
+from qpack.quant import grid
+from qpack.quant.engine import Quantizer, symbol_limit
+from qpack.quant.plan import Plan, TensorPlan
+from qpack.quant.statistics import Statistics
+from qpack.recipe import Rule
+from qpack.stages import RunLog
+from qpack.tensors import QuantizedTensor, StoredTensor
+
+SCHEMA = "qpack.report/1"
+
+
+def build_report(
+    options: PackOptions,
+    inputs: Inputs,
+    statistics: Statistics,
+    product: Product,
+    scores: tuple[Score, Score],
+    log: RunLog,
+) -> dict[str, Any]:
+    """The report of one pack; every number in it was measured in this run."""
+    reference, decoded = scores
+    with log.measured("report"):
+        body = product_sections(product, options.budget_bytes, inputs.plan)
+    sources = dict(inputs.sources)
+    sources["validation"] = {**sources["validation"], "tokens": decoded.tokens}
+    sources["calibration"] = {**sources["calibration"], "inputs_seen": _most(statistics)}
+    return {
+        **body,
+        "bpb_float": reference.bpb,
+        "bpb_decoded": decoded.bpb,
+        "gap": decoded.bpb - reference.bpb,
+        "kl": decoded.kl,
+        "quality": {
+            "tokens": decoded.tokens,
+            "bytes": decoded.bytes,
+            "window": decoded.window,
+            "stride": decoded.stride,
+            "float": {"nats": reference.nats, "bpb": reference.bpb},
+            "decoded": {"nats": decoded.nats, "bpb": decoded.bpb},
+            "gap": decoded.bpb - reference.bpb,
+            "kl": decoded.kl,
+        },
+        "command": list(options.command),
+        "config": _config(options, inputs.plan),
+        "seed": options.seed,
+        "inputs": sources,
+        "code": list(inputs.code_rows),
+        **run_sections(inputs.device, inputs.device_reason, log),
+    }
+
+
+def product_sections(product: Product, budget_bytes: int, plan: Plan) -> dict[str, Any]:
+    """What is known of the file alone, whatever it was scored on."""
+    total = sum(entry.num_weights for entry in plan.tensors)
+    quantized = sum(e.num_weights for e in plan.tensors if e.rule.type == "int")
+    found, knob = product.fitted.search, plan.recipe.knob
+    low, high = knob.bounds
+    return {
+        "schema": SCHEMA,
+        "path": str(product.path),
+        "artifact_bytes": product.num_bytes,
+        "budget_bytes": budget_bytes,
+        "budget_use": product.num_bytes / budget_bytes,
+        "bits_per_weight": 8 * product.num_bytes / total,
+        "sha256": product.sha256,
+        "weights": {
+            "total": total,
+            "quantized": quantized,
+            "turned": sum(entry.num_weights for entry in plan.turned),
+        },
+        "knob": {
+            "name": knob.name,
+            "value": found.value,
+            "low": low,
+            "high": high,
+            "reason": found.reason,
+        },
+        "probes": [
+            {
+                "knob": knob.name,
+                "value": probe.value,
+                "kind": probe.kind,
+                "bytes": probe.num_bytes,
+                "fits": probe.fits,
+                "seconds": probe.seconds,
+            }
+            for probe in found.probes
+        ],
+        "ledger": [{"part": part, "bytes": size} for part, size in product.ledger],
+        "tensors": tensor_rows(product, plan),
+        "streams": stream_rows(product.fitted.encoded, product.fitted.trials),
+        "fallbacks": [
+            {"tensor": name, "reason": reason}
+            for name, reason in sorted(product.quantizer.fallbacks.items())
+        ],
+        "decoder": {
+            "form": product.form,
+            "verified": True,
+            "process": "fresh",
+            "sha256_weights": product.decoded_sha256,
+        },
+    }
+
+
+def run_sections(device: torch.device, reason: str, log: RunLog) -> dict[str, Any]:
+    """Versions, machine, stages and warnings of a run."""
+    return {
+        "qpack_version": __version__,
+        "format_version": f"{MAJOR}.{MINOR}",
+        "hardware": hardware(device),
+        "packages": packages(),
+        "device": {"value": str(device), "reason": reason},
+        "stages": [asdict(row) for row in log.rows],
+        "notes": list(log.notes),
+        "warnings": list(log.warnings),
+    }
+
+
+def stream_rows(encoded: Encoded, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """One row a stream: the codec that won, and every trial that decided it."""
+    tried: dict[str, list[dict[str, Any]]] = {}
+    for trial in trials:
+        row = {"codec": trial.codec, "filter": trial.filter, "bytes": trial.bytes}
+        row |= {"seconds": trial.seconds, "screened": trial.screened}
+        tried.setdefault(trial.stream, []).append(row)
+    names = {codec.id: name for name, codec in codecs().items()}
+    return [
+        {
+            "name": part.stream.key,
+            "elements": int(part.stream.array.size),
+            "dtype": part.dtype,
+            "codec": names[info.codec],
+            "filter": filters.NAMES[info.filter],
+            "raw_bytes": info.decoded_bytes,
+            "bytes": info.stored_bytes,
+            "trials": tried.get(part.stream.key, []),
+        }
+        for part, info in zip(encoded.groups, encoded.layout.streams, strict=True)
+    ]
+
+
+def tensor_rows(product: Product, plan: Plan) -> list[dict[str, Any]]:
+    """One row a tensor: its rule, its bytes, its error beside round-to-nearest's."""
+    sizes = dict(product.ledger)
+    stored = {tensor.name: tensor for tensor in product.fitted.contents.tensors}
+    return [
+        _tensor_row(entry, stored[entry.name], sizes.get(entry.name, 0), product)
+        for entry in plan.tensors
+    ]
+
+
+def _tensor_row(
+    entry: TensorPlan, stored: StoredTensor, size: int, product: Product
+) -> dict[str, Any]:
+    quantizer = product.quantizer
+    rule = quantizer.rule_at(entry, product.fitted.search.value)
+    row: dict[str, Any] = {
+        "name": entry.name,
+        "shape": list(entry.shape),
+        "kind": entry.kind,
+        "rule": rule.label(),
+        "bytes": size,
+        "bits_per_weight": 8 * size / max(1, entry.num_weights),
+    }
+    if isinstance(stored, QuantizedTensor):
+        row |= _quantized_columns(entry.name, stored, rule, quantizer)
+    return row
+
+
+def _quantized_columns(
+    name: str, stored: QuantizedTensor, rule: Rule, quantizer: Quantizer
+) -> dict[str, Any]:
+    W = quantizer.weights[name]
+    steps = grid.step_values(torch.from_numpy(stored.row_codes).to(W.device), stored.octave)
+    integers = torch.from_numpy(stored.integers).to(W.device, torch.float32)
+    limits = torch.full_like(steps, symbol_limit(rule))
+    nearest = grid.round_to_nearest(W, steps, limits)
+    factor = quantizer.factors.get(name)
+    return {
+        "qmax": rule.qmax,
+        "max_abs": int(integers.abs().max()),
+        "clipped": int((W.abs() > (limits + 0.5)[:, None] * steps[:, None]).sum()),
+        "error": float(quantizer.errors(name, integers, steps).double().sum()),
+        "error_rtn": float(quantizer.errors(name, nearest, steps).double().sum()),
+        "damping": factor.damping if factor else None,
+        "dead_columns": factor.num_dead if factor else None,
+        "fallback": quantizer.fallbacks.get(name),
+    }
+
+
+def _most(statistics: Statistics) -> int:
+    """Input vectors behind the best-fed Hessian."""
+    counts: Iterable[int] = statistics.counts.values()
+    return max(counts, default=0)
+
+
+def _config(options: PackOptions, plan: Plan) -> dict[str, Any]:
+    """The resolved options and the recipe with every default filled in."""
+
+    return {
+        "recipe": plan.recipe.describe(),
+        "calib_tokens": options.calib_tokens,
+        "val_tokens": options.val_tokens,
+        "window": options.window,
+        "codecs": list(options.codecs) if options.codecs else None,
+        "stdlib_codecs": options.stdlib_codecs,
+        "code": [path.name for path in options.code],
+        "embed_tokenizer": options.embed_tokenizer,
+        "device": options.device,
+    }

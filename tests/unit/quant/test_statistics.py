@@ -1,0 +1,71 @@
+"""Statistics on disk: exact, bound to their checkpoint, refused when damaged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qpack.errors import CalibrationError, OutputExistsError
+from qpack.quant.statistics import Statistics, load_statistics, save_statistics
+
+
+def sample() -> Statistics:
+    X = torch.randn(30, 7, generator=torch.Generator().manual_seed(1))
+    return Statistics(
+        hessians={"a": X.T @ X, "b": torch.ones(1, 1)},
+        counts={"a": 30, "b": 1},
+        members={"a": "a", "a2": "a", "b": "b"},
+        fingerprint="abc",
+        source={"name": "shard"},
+    )
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    path = tmp_path / "stats.safetensors"
+    before = sample()
+    save_statistics(path, before)
+    after = load_statistics(path, fingerprint="abc", device="cpu")
+    assert after.members == before.members
+    assert after.counts == before.counts
+    assert after.source == before.source
+    for name, H in before.hessians.items():
+        # The file keeps the upper triangle: H is symmetric up to the last bit of its sums.
+        assert torch.equal(after.hessians[name].triu(), H.triu())
+        assert torch.equal(after.hessians[name], after.hessians[name].T)
+
+
+def test_another_checkpoints_statistics_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "stats.safetensors"
+    save_statistics(path, sample())
+    with pytest.raises(CalibrationError, match="another checkpoint") as caught:
+        load_statistics(path, fingerprint="xyz", device="cpu")
+    assert any("abc" in item for item in caught.value.items)
+
+
+def test_damage_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "stats.safetensors"
+    save_statistics(path, sample())
+    data = path.read_bytes()
+    for broken in (b"", data[:40], data[:-5], b"\0" * 64):
+        path.write_bytes(broken)
+        with pytest.raises(CalibrationError, match="cannot be read"):
+            load_statistics(path, fingerprint="abc", device="cpu")
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        load_statistics(tmp_path / "missing", fingerprint="abc", device="cpu")
+
+
+def test_other_safetensors_are_refused(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(CalibrationError, match="not a statistics file"):
+        load_statistics(path, fingerprint="abc", device="cpu")
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "stats.safetensors"
+    save_statistics(path, sample())
+    with pytest.raises(OutputExistsError):
+        save_statistics(path, sample())
+    save_statistics(path, sample(), force=True)

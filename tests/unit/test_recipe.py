@@ -1,0 +1,102 @@
+"""Recipes: strict, with every problem reported at once."""
+
+from pathlib import Path
+
+import pytest
+
+from qpack.errors import ConfigError
+from qpack.recipe import Knob, Rule, default_recipe, load_recipe, parse_recipe
+
+
+def test_default_is_what_the_reference_systems_do() -> None:
+    embedding, matrix, vector, buffer = default_recipe().rules
+    assert (embedding.qmax, embedding.scale, embedding.k, embedding.solver) == (
+        127,
+        "sigma",
+        20.0,
+        "gptq",
+    )
+    assert (matrix.qmax, matrix.scale, matrix.k, matrix.knob) == (31, "sigma", 12.85, True)
+    assert (vector.type, buffer.type) == ("float16", "keep")
+    assert default_recipe().knob.name == "k"
+
+
+def test_turning_the_knob() -> None:
+    rule = Rule(match=("x",), knob=True, scale="percentile", qmax=31)
+    k = rule.turned("k", 9.5)
+    assert (k.scale, k.k, k.qmax, k.clip) == ("sigma", 9.5, 31, False)
+    q = rule.turned("qmax", 42)
+    assert (q.scale, q.qmax, q.floor, q.clip) == ("absmax", 42, 0.0, True)
+    floor = rule.turned("qmax-floor", 42)
+    assert floor.floor == pytest.approx(1 / 42)
+    assert Rule(match=("x",)).turned("k", 9.5) == Rule(match=("x",))
+
+
+@pytest.mark.parametrize(("bits", "qmax"), [(2, 1), (5, 15), (6, 31), (8, 127)])
+def test_bits(bits: int, qmax: int) -> None:
+    recipe = parse_recipe(f'[[rule]]\nmatch = "a"\nbits = {bits}', name="r")
+    assert recipe.rules[0].qmax == qmax
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[[rule]]\nmatch = "a"\nbitz = 6', "unknown key 'bitz'; did you mean 'bits'?"),
+        ('[[rule]]\nmatch = "a"\nbits = 6\nqmax = 3', "`bits` or `qmax`, not both"),
+        ('[[rule]]\nmatch = "a"\nbits = 9', "bits = 9"),
+        ('[[rule]]\nmatch = "a"\nqmax = 128', "qmax = 128: expected an integer from 1 to 127"),
+        ('[[rule]]\nmatch = "a"\nqmax = true', "qmax = True"),
+        ('[[rule]]\nmatch = "a"\nqmax = 0', "qmax = 0"),
+        ('[[rule]]\nmatch = "a"\nscale = "absmx"', "did you mean 'absmax'?"),
+        ('[[rule]]\nmatch = "a"\ntype = "int6"', "unknown type 'int6'"),
+        ('[[rule]]\nmatch = "a"\nsolver = "gtpq"', "did you mean 'gptq'?"),
+        ('[[rule]]\nmatch = "a"\nk = -1', "k = -1"),
+        ('[[rule]]\nmatch = "a"\nk = nan', "k = nan"),
+        ('[[rule]]\nmatch = "a"\ndamping = "x"', "damping = 'x'"),
+        ('[[rule]]\nmatch = "a"\nscale_floor = "1/q"', "scale_floor = '1/q'"),
+        ('[[rule]]\nmatch = "a"\noctave = 12', "octave = 12"),
+        ('[[rule]]\nmatch = "a"\nclip = 1', "clip = 1: expected true or false"),
+        ('[[rule]]\nmatch = "re:("', "not a regular expression"),
+        ('[[rule]]\nmatch = "class:matrx"', "did you mean 'matrix'?"),
+        ("[[rule]]\nmatch = 3", "`match` must be a string"),
+        ("[[rule]]\nbits = 6", "`match` must be a string"),
+        ("[[rule]]\nmatch = []", "`match` is empty"),
+        ('[[rule]]\nmatch = "a"\ntype = "float16"\nknob = true', "knob = true needs type int"),
+        ("[rule]\nmatch = 'a'", "array of tables"),
+        ("[knob]\nname = 'k'", "no [[rule]]"),
+        ("rules = 3", "unknown key 'rules'; did you mean 'rule'?"),
+        ("knob = 'k'", "`knob` must be a table"),
+        ("[knob]\nname = 'q'", "unknown knob 'q'"),
+        ("[knob]\nname = 'k'\nlow = 9\nhigh = 2", "expected 0 < low <= high"),
+        ("[knob]\nname = 'qmax'\nhigh = 200", "qmax is an integer from 1 to 127"),
+        ("[knob]\nlow = 'x'", "knob.low = 'x': expected a number"),
+        ("[[rule", "not valid TOML"),
+    ],
+)
+def test_problems_are_named(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(text, name="r.toml")
+    assert expected in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe('[[rule]]\nmatch="a"\nbitz=1\n[[rule]]\nmatch="b"\nk=0\nqmax=0', name="r")
+    assert len(caught.value.items) == 3
+    assert caught.value.items[0].startswith("rule 1:")
+
+
+def test_file_problems(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(tmp_path / "missing.toml")
+    (tmp_path / "bad.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(tmp_path / "bad.toml")
+
+
+def test_description_is_complete() -> None:
+    description = default_recipe().describe()
+    assert description["knob"] == {"name": "k", "low": 0.25, "high": 256.0}
+    assert description["rules"][1]["damping"] == 0.01
+    assert Knob(name="qmax").bounds == (31.0, 127.0)
