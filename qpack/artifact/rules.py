@@ -21,6 +21,8 @@ FILE_ROLES = ("code", "tokenizer")
 OCTAVES = (1, 2, 4, 8, 16, 32, 64)
 RESERVED_METADATA = "aliases"
 """Unpacking writes tied tensors under this key."""
+RESERVED_NAME = "__metadata__"
+"""A safetensors file holds its metadata under this name."""
 
 _PLAIN = (filters.NONE,)
 _WIDE = (filters.NONE, filters.PLANES)
@@ -152,6 +154,8 @@ def name_problems(layout: lay.Layout) -> Iterator[str]:
     for alias, target in layout.aliases.items():
         if target not in stored:
             yield f"alias {alias!a} of {target!a}, which is not stored"
+    if RESERVED_NAME in stored or RESERVED_NAME in layout.aliases:
+        yield f"name {RESERVED_NAME!a} is reserved"
     if RESERVED_METADATA in layout.metadata:
         yield f"metadata key {RESERVED_METADATA!a} is reserved"
     for value in layout.metadata.values():
