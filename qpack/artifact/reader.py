@@ -98,7 +98,7 @@ def read(source: Source, *, max_decoded_bytes: int = DECODED_BYTES_MAX) -> Conte
     """Decode everything, after checking every digest; then check every value."""
     with opened(source, max_decoded_bytes=max_decoded_bytes) as (file, header):
         check_digests(file, header)
-        return _decode(file, header)
+        return decoded(file, header)
 
 
 def _parse(file: BinaryIO, file_bytes: int, max_decoded_bytes: int) -> Header:
@@ -235,7 +235,8 @@ class _Cursor:
         return self.array[start : self.position]
 
 
-def _decode(file: BinaryIO, header: Header) -> Contents:
+def decoded(file: BinaryIO, header: Header) -> Contents:
+    """Decode every segment, whose digests are already checked, and check every value."""
     layout = header.layout
     cursors = [
         _Cursor(decode_stream(file, layout, index, offset))

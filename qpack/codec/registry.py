@@ -26,10 +26,10 @@ _BUILT_IN: tuple[Codec, ...] = (Store(), Xz(), RawLzma2(), Brotli(), Zstd())
 _allowed: dict[int, Codec] = {codec.id: codec for codec in _BUILT_IN}
 
 
-def codecs() -> dict[str, Codec]:
-    """All codecs by name, plugins included; a plugin that cannot be used is a warning."""
+def codecs(*, plugins: bool = True) -> dict[str, Codec]:
+    """All codecs by name; a plugin that cannot be used is a warning."""
     found = {codec.name: codec for codec in _BUILT_IN}
-    for entry in _plugins():
+    for entry in _plugins() if plugins else ():
         try:
             found.setdefault(entry.name, _load(entry))
         except SetupError as error:
