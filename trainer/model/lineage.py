@@ -40,7 +40,7 @@ def import_state(
     head, table = tensors.get("lm_head.weight"), tensors.get("tok_emb.weight")
     if head is not None and table is not None and torch.equal(head, table):
         del tensors["lm_head.weight"]
-    found = _infer(tensors, hints)
+    found = _infer(tensors)
     wrong = [
         f"{key} = {hints[key]!r}, but the tensors say {value!r}"
         for key, value in found.items()
@@ -64,7 +64,7 @@ def _check_known(hints: Mapping[str, Any]) -> None:
         )
 
 
-def _infer(tensors: Mapping[str, Tensor], hints: Mapping[str, Any]) -> dict[str, Any]:
+def _infer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Configuration keys that names and shapes settle."""
     layers = {int(match[1]) for match in map(LAYER.match, tensors) if match}
     ndims = {"tok_emb.weight": 2, "attn.q_gain": 1, "attn.c_k.weight": 2, "mlp.fc.weight": 2}
@@ -75,8 +75,6 @@ def _infer(tensors: Mapping[str, Tensor], hints: Mapping[str, Any]) -> dict[str,
         if tensor.ndim == ndims.get(key := LAYER.sub("", name, count=1)) and tensor.numel()
     }
     absent = [name for name in ndims if name not in shapes]
-    if "num_heads" in hints and "attn.q_gain" in absent:
-        absent.remove("attn.q_gain")
     if absent or not layers:
         raise CheckpointError(
             "not a GPT of the challenge's lineage: no tensor tells its size",
@@ -84,7 +82,7 @@ def _infer(tensors: Mapping[str, Tensor], hints: Mapping[str, Any]) -> dict[str,
             hint="expected names like tok_emb.weight and blocks.0.attn.c_q.weight",
         )
     vocab_size, dim = shapes["tok_emb.weight"]
-    num_heads = shapes["attn.q_gain"][0] if "attn.q_gain" in shapes else hints["num_heads"]
+    num_heads = shapes["attn.q_gain"][0]
     found = {
         "vocab_size": vocab_size,
         "num_layers": max(layers) + 1,

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from qpack.trainer.model.config import GPTConfig
+
+from qpack.errors import ConfigError
+
+from .tiny import CONFIG
+
+
+def test_what_is_written_is_what_is_read() -> None:
+    config = GPTConfig.from_mapping(CONFIG)
+    assert GPTConfig.from_mapping(config.to_dict()) == config
+    assert {key: config.to_dict()[key] for key in CONFIG} == CONFIG
+
+
+def test_null_is_the_default() -> None:
+    nulls = {"rope_dims": None, "logit_softcap": None, "smear_gate": None}
+    config = GPTConfig.from_mapping({**CONFIG, **nulls})
+    assert (config.rope_dims, config.logit_softcap, config.smear_gate) == (None, 30.0, False)
+    assert config.rotary_dims == config.head_dim == 6
+
+
+@pytest.mark.parametrize(
+    ("layers", "skips", "expected"), [(2, True, 1), (5, True, 2), (6, True, 3), (6, False, 0)]
+)
+def test_number_of_skips(layers: int, skips: bool, expected: int) -> None:
+    config = GPTConfig.from_mapping({**CONFIG, "num_layers": layers, "unet_skips": skips})
+    assert config.num_skips == expected
+
+
+def test_every_wrong_key_is_named_with_the_likely_one() -> None:
+    config = {**CONFIG, "logit_softcp": 30, "flux": 1}
+    del config["vocab_size"]
+    with pytest.raises(ConfigError) as caught:
+        GPTConfig.from_mapping(config)
+    assert caught.value.items == (
+        'logit_softcp: unknown (did you mean "logit_softcap"?)',
+        "flux: unknown",
+        "vocab_size: missing",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_layers": 2.5}, ["num_layers = 2.5"]),
+        ({"num_layers": True}, ["num_layers = True"]),
+        ({"vocab_size": "1024"}, ["vocab_size = '1024'"]),
+        ({"mlp_mult": float("nan")}, ["mlp_mult = nan"]),
+        ({"rope_base": "x", "tie_embeddings": 1}, ["tie_embeddings = 1", "rope_base = 'x'"]),
+        ({"num_layers": 0}, ["num_layers = 0"]),
+        ({"num_layers": 1_025}, ["num_layers = 1025"]),
+        ({"model_dim": -8, "rope_base": 0}, ["model_dim = -8", "rope_base = 0"]),
+        ({"logit_softcap": -1}, ["logit_softcap = -1"]),
+        ({"num_heads": 5}, ["model_dim = 24", "num_heads = 5"]),
+        ({"num_heads": 4, "num_kv_heads": 3}, ["num_heads = 4"]),
+        ({"mlp_mult": 1.01}, ["mlp_mult = 1.01"]),
+        ({"rope_dims": 3}, ["rope_dims = 3"]),
+        ({"rope_dims": 8}, ["rope_dims = 8"]),
+        ({"num_heads": 8, "rope_dims": None}, ["rope_dims = 3"]),
+        ({"bigram_dim": 0}, ["bigram_vocab_size = 53, bigram_dim = 0"]),
+        ({"bigram_vocab_size": 1}, ["bigram_vocab_size = 1, bigram_dim = 7"]),
+        ({"num_layers": 1}, ["unet_skips = True"]),
+    ],
+)
+def test_every_contradiction_is_named(changes: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        GPTConfig.from_mapping({**CONFIG, **changes})
+    assert len(caught.value.items) == len(named)
+    for item, start in zip(sorted(caught.value.items), sorted(named), strict=True):
+        assert item.startswith(start)
