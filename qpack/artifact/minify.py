@@ -1,8 +1,8 @@
 """Source files to carry inside an artifact: smaller, and still the same program.
 
 Only what cannot change behaviour is taken from Python source: comments, docstrings (unless the
-source mentions `__doc__`), spaces, and the names of local variables. Other files are carried as they are. Compression
-is the stream encoder's.
+source mentions `__doc__`), spaces, and the names of local variables. Other files are carried as
+they are. Compression is the stream encoder's.
 """
 
 from __future__ import annotations
