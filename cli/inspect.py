@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .options import ArtifactArgument, check_input
 from .output import Output
+from .verify import warn_of_decoder
 
 
 def inspect(output: Output, artifact: ArtifactArgument) -> None:
@@ -18,5 +19,6 @@ def inspect(output: Output, artifact: ArtifactArgument) -> None:
     from .show import show_inspection
 
     found = inspect_artifact(artifact)
-    output.result({"schema": "qpack.inspect/1", **found}, lambda: show_inspection(found))
+    output.result(found, lambda: show_inspection(found))
+    warn_of_decoder(output, found)
     output.next(f"qpack verify {artifact}")

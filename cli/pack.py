@@ -156,7 +156,7 @@ def pack(  # noqa: PLR0913  one parameter an option
     )
     if dry_run:
         plan = plan_checkpoint(options, progress=output.progress)
-        output.result({"schema": "qpack.plan/1", **plan}, lambda: show_plan(plan))
+        output.result(plan, lambda: show_plan(plan))
         return
     result = pack_checkpoint(options, progress=output.progress)
     if not result:

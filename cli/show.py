@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qpack.report.tables import describe_bytes, format_bytes, format_float, rows_table, text_table
+from qpack.report.tables import (
+    describe_bytes,
+    format_bytes,
+    format_cell,
+    format_float,
+    rows_table,
+    text_table,
+)
 
 Document = Mapping[str, Any]
 
@@ -89,35 +95,36 @@ def show_inspection(found: Document) -> str:
 
 
 def show_verification(checked: Document) -> str:
-    """What was checked, one fact a line, and the verdict."""
-    return f"{show_facts(checked)}\nverified"
+    """What was checked, one fact a line, and the verdict in words."""
+    return f"{show_facts(checked)}\nEvery digest, bound and value holds."
 
 
 def show_facts(document: Document) -> str:
-    """The document's plain values, one a line, labels in a column."""
-    facts = {key: value for key, value in document.items() if not is_collection(value)}
-    width = max((len(key) for key in facts), default=0)
-    return "\n".join(
-        f"{key.replace('_', ' '):{width}}  {show_fact(key, value)}" for key, value in facts.items()
-    )
+    """The document's plain values, one a line, labels in a column; no tables, no metadata."""
+    facts = list(facts_of(document))
+    width = max((len(label) for label, _ in facts), default=0)
+    return "\n".join(f"{label:{width}}  {text}" for label, text in facts)
+
+
+def facts_of(document: Document, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Label and text of each fact; a mapping such as `decoder` gives its parts one by one."""
+    for key, value in document.items():
+        label = prefix + key.replace("_", " ")
+        if isinstance(value, Mapping):
+            if key != "metadata":
+                yield from facts_of(value, f"{label} ")
+        elif isinstance(value, (list, tuple)):
+            if value and all(isinstance(item, str) for item in value):
+                yield label, ", ".join(value)
+        elif value is not None and key != "schema":
+            yield label, show_fact(key, value)
 
 
 def show_fact(key: str, value: Any) -> str:
     """One value: sizes with units, other integers with commas."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return describe_bytes(value) if key.endswith("bytes") else f"{value:,}"
-    if isinstance(value, float) and math.isfinite(value):
-        return format_float(value)
-    return str(value)
-
-
-def is_collection(value: Any) -> bool:
-    """Whether a value is a table or a mapping rather than a fact."""
-    return isinstance(value, Mapping) or (
-        isinstance(value, Sequence) and not isinstance(value, str)
-    )
+    if isinstance(value, int) and not isinstance(value, bool) and key.endswith("bytes"):
+        return describe_bytes(value)
+    return format_cell(value) if isinstance(value, (bool, int, float)) else str(value)
 
 
 def indent(text: str) -> str:

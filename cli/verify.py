@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -30,5 +31,13 @@ def verify(
     from .show import show_verification
 
     checked = verify_artifact(artifact, sha256=sha256)
-    output.result({"schema": "qpack.verify/1", **checked}, lambda: show_verification(checked))
+    output.result({**checked, "schema": "qpack.verify/1"}, lambda: show_verification(checked))
+    warn_of_decoder(output, checked)
     output.next(f"qpack unpack {artifact} -o {artifact.with_suffix('.safetensors').name}")
+
+
+def warn_of_decoder(output: Output, document: Mapping[str, Any]) -> None:
+    """Warn of a program in the file that is not one of ours, intact as the file may be."""
+    status = (document.get("decoder") or {}).get("status", "")
+    if status.startswith("unknown"):
+        output.warn("the decoder in this file is of no release of qpack: do not run it; unpack it")

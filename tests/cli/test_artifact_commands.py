@@ -39,7 +39,7 @@ def test_verify(qpack: Runner, artifact: Path) -> None:
     digest = hashlib.sha256(artifact.read_bytes()).hexdigest()
     outcome = qpack("verify", artifact, "--sha256", digest)
     assert outcome.code == 0, outcome.err
-    assert outcome.out.endswith("verified\n")
+    assert outcome.out.endswith("Every digest, bound and value holds.\n")
     assert digest in outcome.out
     assert "qpack unpack" in outcome.err
 
@@ -58,6 +58,18 @@ def test_a_damaged_artifact_is_rejected(qpack: Runner, artifact: Path) -> None:
         assert (outcome.code, outcome.out) == (4, "")
         assert outcome.error["exit_code"] == 4
     assert not artifact.with_name("w.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_decoder_of_no_release(
+    qpack: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    artifact = write_artifact(tmp_path / "tiny.pyz")
+    assert "do not run" not in qpack(command, artifact).err
+    monkeypatch.setattr("qpack.artifact.pyz.released_decoders", dict)
+    outcome = qpack(command, artifact)
+    assert outcome.code == 0
+    assert "warning: the decoder in this file is of no release of qpack" in outcome.err
 
 
 @pytest.mark.parametrize("data", [b"", b"QPACK", b"PK\x03\x04", b"\0" * 4096])

@@ -104,7 +104,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[PackOptions]:
 
     def plan(options: PackOptions, *, progress: Any) -> dict[str, Any]:
         seen.append(options)
-        return {"tensors": [], "predicted_bytes": 10, "budget_bytes": 11, "warnings": ["odd"]}
+        return {
+            "schema": "qpack.plan/1",
+            "tensors": [],
+            "predicted_bytes": 10,
+            "budget_bytes": 11,
+            "warnings": ["odd"],
+        }
 
     monkeypatch.setattr("qpack.pipeline.plan_checkpoint", plan)
     return seen
