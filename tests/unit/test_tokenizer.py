@@ -135,7 +135,7 @@ def test_bad_files(tmp_path: Path, data: bytes) -> None:
 def test_every_truncation_is_an_error_or_a_tokenizer(tokenizer_path: Path, tmp_path: Path) -> None:
     data = tokenizer_path.read_bytes()
     path = tmp_path / "cut.model"
-    for size in range(0, len(data), 97):
+    for size in range(0, len(data), 997):
         path.write_bytes(data[:size])
         try:
             assert Tokenizer.load(path).vocab_size <= 384

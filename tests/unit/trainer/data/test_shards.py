@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import numpy as np
+from qpack.trainer.data.shards import tokenize
+
+from qpack.tokenizer import Tokenizer
+
+
+def test_each_document_follows_a_bos(tokenizer: Tokenizer, sentences: list[str]) -> None:
+    tokens = tokenize(sentences, tokenizer)
+    assert tokens.dtype == np.uint16
+    expected = [token for text in sentences for token in (1, *tokenizer.encode(text))]
+    assert tokens.tolist() == expected
+    assert tokenizer.text_bytes(tokens) == sum(len(text.encode()) for text in sentences)
+
+
+def test_no_documents(tokenizer: Tokenizer) -> None:
+    assert tokenize([], tokenizer).tolist() == []

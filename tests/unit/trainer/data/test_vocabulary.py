@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from qpack.trainer.data.vocabulary import train_tokenizer
+
+from qpack.errors import ConfigError, DataError, OutputExistsError
+
+WORDS = "the of and model text token byte budget weight report scale window stride"
+TEXTS = [f"{a} {b} {i}" for i, a in enumerate(WORDS.split()) for b in WORDS.split()]
+
+
+def test_the_challenges_layout(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, tmp_path / "a.model", vocab_size=320)
+    assert tokenizer.vocab_size == 320
+    assert tokenizer.bos == 1
+    assert tokenizer.boundary.nonzero()[0].tolist() == [0, 1, 2, 3]
+    assert tokenizer.piece_bytes[4 : 4 + 256].tolist() == [1] * 256
+    assert len(tokenizer.encode("1984")) == 4, "digits are split"
+    assert tokenizer.decode(tokenizer.encode("caf\u00e9 \u2603")) == "caf\u00e9 \u2603"
+
+
+def test_a_document_longer_than_sentencepieces_own_limit_counts(tmp_path: Path) -> None:
+    long = "zyx " * 3_000  # 12,000 characters; the default limit is 4,192 bytes
+    tokenizer = train_tokenizer([*TEXTS, long], tmp_path / "a.model", vocab_size=320)
+    assert len(tokenizer.encode(" zyx")) == 1
+
+
+def test_same_text_same_bytes(tmp_path: Path) -> None:
+    first, second = (
+        train_tokenizer(TEXTS, tmp_path / f"{i}.model", vocab_size=300) for i in range(2)
+    )
+    assert first.sha256 == second.sha256
+
+
+def test_an_existing_file_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.model"
+    path.write_bytes(b"mine")
+    with pytest.raises(OutputExistsError):
+        train_tokenizer(TEXTS, path, vocab_size=300)
+    assert path.read_bytes() == b"mine"
+    train_tokenizer(TEXTS, path, vocab_size=300, force=True)
+
+
+@pytest.mark.parametrize("vocab_size", [0, 260, 65_537])
+def test_impossible_sizes(tmp_path: Path, vocab_size: int) -> None:
+    with pytest.raises(ConfigError, match="impossible"):
+        train_tokenizer(TEXTS, tmp_path / "a.model", vocab_size=vocab_size)
+
+
+def test_more_pieces_than_the_text_has(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no tokenizer of 5000 tokens"):
+        train_tokenizer(TEXTS, tmp_path / "a.model", vocab_size=5_000)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("texts", [[], ["", "  "]])
+def test_no_text(tmp_path: Path, texts: list[str]) -> None:
+    with pytest.raises(DataError, match="no text"):
+        train_tokenizer(texts, tmp_path / "a.model", vocab_size=300)
