@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from qpack.torch_tensors import DTYPES, dtype_name, tensor_bytes, to_raw, to_tor
 def test_every_dtype_and_shape_comes_back_bit_for_bit(
     dtype: str, shape: list[int], seed: int
 ) -> None:
-    num_bytes = int(np.prod(shape, dtype=int)) * WIDTHS[dtype]
+    num_bytes = math.prod(shape) * WIDTHS[dtype]
     data = np.random.default_rng(seed).integers(0, 256, num_bytes, dtype=np.uint8)
     if dtype == "BOOL":
         data &= 1
