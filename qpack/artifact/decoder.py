@@ -85,11 +85,6 @@ def parse(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
 def parse_json(stored: bytes, decoded_bytes: int, minor: int) -> dict[str, Any]:
     """The header object; its text must be the canonical one of that object."""
 
-    def number(digits: str) -> int:
-        if not digits.isdecimal() or len(digits) > 19 or int(digits) >= 1 << 63:
-            raise ValueError(digits)
-        return int(digits)
-
     def deep(value: Any, levels: int) -> bool:
         items = value.values() if type(value) is dict else value if type(value) is list else None
         return items is not None and (levels == 0 or any(deep(x, levels - 1) for x in items))
@@ -97,8 +92,7 @@ def parse_json(stored: bytes, decoded_bytes: int, minor: int) -> dict[str, Any]:
     try:
         inflate = zlib.decompressobj(-15)
         text = inflate.decompress(stored, decoded_bytes + 1)
-        hooks: Any = dict.fromkeys(("parse_int", "parse_float", "parse_constant"), number)
-        header = json.loads(text.decode("ascii"), **hooks)
+        header = json.loads(text.decode("ascii"), parse_float=int, parse_constant=int)
         same = json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii") == text
     except (zlib.error, ValueError, RecursionError):
         header, same = None, False
@@ -111,8 +105,10 @@ def parse_json(stored: bytes, decoded_bytes: int, minor: int) -> dict[str, Any]:
 
 
 def form(row: Any) -> str:
-    """First letters of the types in a list: `sli` for [str, list, int]."""
-    return "".join(type(item).__name__[0] for item in row) if type(row) is list else ""
+    """First letters of the types in a list, as `sli` for [str, list, int]; ? out of range."""
+    items = row if type(row) is list else [None]
+    large = [type(item) is int and not 0 <= item < 1 << 63 for item in items]
+    return "".join("?" if x else type(y).__name__[0] for x, y in zip(large, items, strict=True))
 
 
 def check_rows(header: dict[str, Any]) -> None:
@@ -158,23 +154,20 @@ def check_names(header: dict[str, Any]) -> None:
 
 def check_streams(header: dict[str, Any], file_bytes: int) -> None:
     """Every stream holds exactly its members, and together they are not too large."""
-    streams, tensors = header["streams"], header["tensors"]
-    kinds, sizes = [row[0] for row in streams], [-1] * len(streams)
-
-    def add(index: int, kind: str, count: int) -> None:
-        require(index in range(len(kinds)) and kinds[index] == kind, "a member has no stream")
-        sizes[index] = max(sizes[index], 0) + count * WIDTHS[streams[index][1]]
-
-    for row in tensors:
-        add(row[2], "int" if len(row) > 3 else "raw", math.prod(row[1]))
-    rows = [math.prod(row[1][: row[3]]) for row in tensors if len(row) > 3]
-    cols = [math.prod(row[1][row[3] :]) for row in tensors if len(row) > 3 and row[5]]
-    for kind, counts in (("rows", rows), ("cols", cols)):
-        require(kinds.count(kind) == (len(counts) > 0), "step codes lack a stream of their own")
-        if counts:
-            add(kinds.index(kind), kind, sum(counts))
-    for row in header["files"]:
-        add(row[2], "files", row[3])
+    streams, scaled = header["streams"], [row for row in header["tensors"] if len(row) > 3]
+    kinds = [row[0] for row in streams]
+    parts = [(row[2], "int" if len(row) > 3 else "raw", row[1]) for row in header["tensors"]]
+    parts += [(row[2], "files", [row[3]]) for row in header["files"]]
+    for kind, members in (("rows", scaled), ("cols", [row for row in scaled if row[5]])):
+        require(kinds.count(kind) == bool(members), "step codes lack a stream of their own")
+        for row in members:
+            cut = slice(row[3]) if kind == "rows" else slice(row[3], None)
+            parts.append((kinds.index(kind), kind, row[1][cut]))
+    sizes = [-1] * len(streams)
+    for index, kind, shape in parts:
+        good = index < len(streams) and kinds[index] == kind
+        require(good, "a tensor or file is in no stream of its kind")
+        sizes[index] = max(sizes[index], 0) + math.prod(shape) * WIDTHS[streams[index][1]]
     for row, size in zip(streams, sizes, strict=True):
         good = row[5] == size and (row[4] == 0) == (size == 0)
         require(good, "a stream is not as large as its members")
@@ -285,14 +278,13 @@ def safetensors(tensors: list[Any], header: dict[str, Any]) -> list[bytes]:
 def describe(data: bytes) -> str:
     """What the model is, for a reader who has only this file."""
     header, _ = parse(data)
-    count = sum(math.prod(row[1]) for row in header["tensors"])
+    name, files = header["metadata"].get("model_name", ""), [row[0] for row in header["files"]]
     packages = {CODECS[row[2]] for row in header["streams"]} & {"brotli", "zstandard"}
-    return f"""qpack model: {header["metadata"].get("model_name", "(no name)")!a}, intact
-  weights    {count:,} in {len(header["tensors"])} tensors
-  model.qpk  {len(data):,} bytes, sha256 {hashlib.sha256(data).hexdigest()}
-  files      {", ".join(row[0] for row in header["files"]) or "none"}
-  needs      {", ".join(["numpy", *sorted(packages)])}
-  to unpack  add -o weights.safetensors to this command"""
+    return f"""qpack model {name!a}, intact
+  weights     {sum(math.prod(row[1]) for row in header["tensors"]):,}
+  files       {", ".join(files) or "none"}
+  model.qpk   {len(data):,} bytes, sha256 {hashlib.sha256(data).hexdigest()}
+  to unpack   add -o weights.safetensors (needs {", ".join(["numpy", *sorted(packages)])})"""
 
 
 def save(path: str, pieces: list[bytes]) -> None:
@@ -311,13 +303,19 @@ def save(path: str, pieces: list[bytes]) -> None:
         raise StopError(7 if full else 3, f"cannot write {path}: {error.strerror}") from None
 
 
-def run(options: argparse.Namespace, loader: Any) -> None:
+def run(arguments: list[str] | None) -> None:
     """Describe or unpack; StopError where that cannot be done."""
-    if options.model is None:
-        data = loader.get_data(os.path.join(loader.archive, "model.qpk"))
-    else:
-        with open(options.model, "rb") as file:
-            data = file.read()
+    loader: Any = globals().get("__loader__")
+    inside = hasattr(loader, "archive")  # run as a .pyz
+    parser = argparse.ArgumentParser(description="Unpack a qpack model into safetensors.")
+    if not inside:
+        parser.add_argument("model", help="a .qpk file")
+    parser.add_argument("-o", dest="output", metavar="OUT.safetensors", help="file to write")
+    parser.add_argument("--files", metavar="DIR", help="also write the embedded files here")
+    parser.add_argument("--force", action="store_true", help="overwrite outputs")
+    options = parser.parse_args(arguments)
+    path = os.path.join(loader.archive, "model.qpk") if inside else options.model
+    data = loader.get_data(path)
     if options.output is None:
         print(describe(data))
         return
@@ -336,23 +334,14 @@ def run(options: argparse.Namespace, loader: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Unpack a qpack model into safetensors.")
-    loader = globals().get("__loader__")
-    if not hasattr(loader, "archive"):  # not run as a .pyz
-        parser.add_argument("model", help="a .qpk file")
-    parser.add_argument("-o", dest="output", metavar="OUT.safetensors", help="file to write")
-    parser.add_argument("--files", metavar="DIR", help="also write the embedded files here")
-    parser.add_argument("--force", action="store_true", help="overwrite outputs")
-    parser.set_defaults(model=None)
     code, message = 0, ""
     try:
-        run(parser.parse_args(arguments), loader)
+        run(arguments)
     except StopError as stop:
         code, message = stop.args
-    except ImportError as error:
-        code, message = 8, f"{error}: pip install numpy"
-    except MemoryError:
-        code, message = 7, "out of memory"
+    except (ImportError, MemoryError) as error:
+        code = 7 if isinstance(error, MemoryError) else 8
+        message = "out of memory" if code == 7 else f"{error}: pip install numpy"
     except OSError as error:
         code, message = 3, str(error)
     if code:

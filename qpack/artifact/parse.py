@@ -43,9 +43,7 @@ def _load(text: bytes) -> Any:
     if text[:1] != b"{":
         raise CorruptError("header does not start with {")
     try:
-        value = json.loads(
-            text.decode("ascii"), parse_int=_integer, parse_float=_refuse, parse_constant=_refuse
-        )
+        value = json.loads(text.decode("ascii"), parse_float=_refuse, parse_constant=_refuse)
         same = lay.canonical(value) == text
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"header is not JSON of strings and integers: {error}") from None
@@ -60,13 +58,6 @@ def _deeper(value: Any, levels: int) -> bool:
         return False
     items = value.values() if isinstance(value, dict) else value
     return levels == 0 or any(_deeper(item, levels - 1) for item in items)
-
-
-def _integer(text: str) -> int:
-    value = int(text) if len(text) <= 19 else INTEGER_MAX + 1
-    if not 0 <= value <= INTEGER_MAX:
-        raise ValueError("an integer is negative or above 2^63 - 1")
-    return value
 
 
 def _refuse(text: str) -> Any:
@@ -92,7 +83,15 @@ def _strings(value: Any, key: str) -> dict[str, str]:
 
 
 def _typed(row: Any, *types: type) -> bool:
-    return type(row) is list and [type(item) for item in row] == list(types)
+    return (
+        type(row) is list
+        and [type(item) for item in row] == list(types)
+        and all(_fits(item) for item in row if type(item) is int)
+    )
+
+
+def _fits(value: int) -> bool:
+    return 0 <= value <= INTEGER_MAX
 
 
 def _stream(row: Any) -> lay.StreamInfo | None:
@@ -117,7 +116,7 @@ def _tensor(row: Any) -> lay.TensorInfo | None:
     if not raw and not _typed(row, str, list, int, int, int, int):
         return None
     name, shape, stream = row[:3]
-    if any(type(dim) is not int for dim in shape):
+    if not _typed(shape, *[int] * len(shape)):
         return None
     if raw:
         return lay.TensorInfo(name=name, shape=tuple(shape), stream=stream)
