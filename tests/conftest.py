@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-# Two workers on two cores: more threads in each would only fight. Set before anything loads torch.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
+# Small tensors and two workers on two cores: more threads would only wait for one another, in this
+# process and in those that tests start. Must be set before anything loads torch or numpy.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 from hypothesis import HealthCheck, settings
 
