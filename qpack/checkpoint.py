@@ -25,9 +25,9 @@ from qpack.artifact.writer import write_pieces
 from qpack.errors import CheckpointError
 from qpack.plugins import ARCHITECTURES, load_plugin
 from qpack.tensors import Contents
+from qpack.torch_tensors import check_dtypes, to_raw, to_torch
 from qpack.torch_tensors import dtype_name as dtype_name  # both also for this module's users
 from qpack.torch_tensors import tensor_bytes as tensor_bytes
-from qpack.torch_tensors import to_raw, to_torch
 
 ARCHITECTURE, CONFIG, ALIASES = "qpack.architecture", "qpack.config", "qpack.aliases"
 IMPORT_HINT = "qpack import FILE -o model.safetensors"
@@ -75,12 +75,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            return tensors, dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, SafetensorError, KeyError, AttributeError, TypeError, ValueError) as error:
         # the last four: dtypes that torch does not have
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+    check_dtypes(tensors)
+    return tensors, metadata
 
 
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, force: bool = False) -> None:
@@ -194,9 +196,10 @@ def build_model(
     every missing, unexpected and mis-shaped tensor.
     """
     build = load_plugin(ARCHITECTURES, checkpoint.architecture)
-    with torch.device("meta"):  # a configuration may ask for any amount of memory: shapes first
-        _check_keys(build(checkpoint.config), checkpoint)
-    module: nn.Module = build(checkpoint.config)
+    with torch.random.fork_rng(devices=[]):  # most constructors draw weights, here for nothing
+        with torch.device("meta"):  # a configuration may ask for any memory: shapes first
+            _check_keys(build(checkpoint.config), checkpoint)
+        module: nn.Module = build(checkpoint.config)
     module.to(device=device, dtype=dtype)
     module.load_state_dict(checkpoint.tensors, strict=False)  # _check_keys is the strict part
     for other, stored in checkpoint.aliases.items():

@@ -14,15 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpack.checkpoint import (
-    ARCHITECTURE,
-    CONFIG,
-    Checkpoint,
-    check_finite,
-    read_safetensors,
-)
+from qpack.checkpoint import ARCHITECTURE, CONFIG, Checkpoint, check_finite, read_safetensors
 from qpack.errors import CheckpointError
 from qpack.plugins import IMPORTERS, load_plugin
+from qpack.torch_tensors import check_dtypes
 
 PICKLED = (".pt", ".pth")
 NESTS = ("model", "state_dict", "model_state_dict")
@@ -52,6 +47,7 @@ def import_file(
         architecture = metadata.get(ARCHITECTURE, architecture)
         config = _config(path, metadata)
     tensors = strip_prefixes(tensors)
+    check_dtypes(tensors)
     check_finite(tensors)
     import_state = load_plugin(IMPORTERS, architecture)
     tensors, config = import_state(tensors, {**config, **(hints or {})})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,13 @@ def dtype_name(name: str, tensor: Tensor) -> str:
     if tensor.dtype not in DTYPE_NAMES:
         raise CheckpointError(f"{name}: dtype {tensor.dtype} cannot be stored")
     return DTYPE_NAMES[tensor.dtype]
+
+
+def check_dtypes(tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError naming every tensor whose dtype cannot be stored."""
+    alien = [f"{name}: {t.dtype}" for name, t in tensors.items() if t.dtype not in DTYPE_NAMES]
+    if alien:
+        raise CheckpointError("tensors of dtypes that cannot be stored", items=alien)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

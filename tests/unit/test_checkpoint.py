@@ -114,6 +114,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
                 read(path)
 
 
+def test_every_tensor_of_a_dtype_that_cannot_be_stored_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors = {"a": torch.zeros(2, dtype=torch.complex64), "b": torch.zeros(2)}
+    tensors["c"] = tensors["b"].to(torch.float8_e8m0fnu)
+    safetensors.torch.save_file(tensors, path, metadata={"qpack.architecture": "gpt"})
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert caught.value.items == ("a: torch.complex64", "c: torch.float8_e8m0fnu")
+
+
 def test_safetensors_without_an_architecture(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file({"w": torch.zeros(2)}, path, metadata={"format": "pt"})
@@ -235,7 +245,9 @@ def test_architecture_and_configuration_must_be_known() -> None:
 def test_aliases_are_tied_again(monkeypatch: pytest.MonkeyPatch, ties: bool) -> None:
     register_tied(monkeypatch)
     checkpoint = tied(config={"vocab_size": 6, "ties": ties})
+    random_state = torch.get_rng_state()
     model = build_model(checkpoint)
+    assert torch.equal(torch.get_rng_state(), random_state)  # though constructors draw
     assert model.get_parameter("head.weight") is model.get_parameter("table.weight")
     assert torch.equal(model.get_parameter("head.weight"), checkpoint.tensors["table.weight"])
     assert model.get_buffer("offset").tolist() == [0, 1, 2, 3, 4, 5]  # the module's own

@@ -104,6 +104,13 @@ def test_wrong_options_and_tensors_are_named(tmp_path: Path) -> None:
         import_file(tmp_path / "model.pt", architecture="gtp")
 
 
+def test_dtypes_that_cannot_be_stored_are_named(tmp_path: Path) -> None:
+    torch.save({**state(), "smear.gate": torch.zeros(8) * 1j}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError) as caught:
+        import_file(tmp_path / "model.pt")
+    assert caught.value.items == ("smear.gate: torch.complex64",)
+
+
 def test_nan_weights_are_named(tmp_path: Path) -> None:
     tensors = state()
     tensors["tok_emb.weight"][3, 2] = float("nan")

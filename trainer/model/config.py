@@ -17,9 +17,9 @@ from qpack.errors import ConfigError
 from qpack.plugins import did_you_mean
 
 BOOLS = ("tie_embeddings", "smear_gate", "unet_skips")
+FLOATS = ("mlp_mult", "logit_softcap", "rope_base")
 MAX_LAYERS = 1_024
 """A file may claim any number, and layers take time to build even without memory."""
-FLOATS = ("mlp_mult", "logit_softcap", "rope_base")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
