@@ -1,0 +1,105 @@
+"""R1: whatever the format can hold comes back bit for bit, from both decoders, at the said size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from qpack.artifact.contents import lead_of
+from qpack.artifact.encode import encode
+from qpack.artifact.layout import WIDTHS
+from qpack.artifact.reader import open_artifact, read
+from qpack.artifact.unpack import safetensors_pieces
+from qpack.artifact.writer import file_bytes, ledger, render
+from qpack.codec.registry import resolve
+from qpack.tensors import Contents, EmbeddedFile, QuantizedTensor, RawTensor, StoredTensor
+
+from tests.samples import both, same
+
+EXAMPLES = 500
+NAMES = st.text(
+    st.characters(exclude_categories=["C", "Z"]) | st.sampled_from("ab.0/_ "),
+    min_size=1,
+    max_size=12,
+).filter(lambda name: ".." not in name.split("/") and name not in ("__metadata__", "aliases"))
+
+
+@st.composite
+def quantized(draw: Any, name: str) -> QuantizedTensor:
+    """Any shape up to rank 4 with any split, any qmax, constant, random or extreme symbols."""
+    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
+    lead = draw(st.integers(0, max(len(shape) - 1, 0)))
+    rows, cols = (int(np.multiply.reduce(part, initial=1)) for part in (shape[:lead], shape[lead:]))
+    dtype, largest = draw(st.sampled_from([(np.int8, 127), (np.int16, 32767)]))
+    qmax = draw(st.sampled_from([1, 15, 31, 127, largest]))
+    symbols = st.integers(-qmax, qmax) | st.sampled_from([-qmax, 0, qmax])
+    octave = draw(st.sampled_from([1, 2, 4, 8, 16, 32, 64]))
+    codes = st.integers(-60 * octave, 56 * octave) | st.sampled_from([-126 * octave // 2])
+    return QuantizedTensor(
+        name=name,
+        shape=shape,
+        integers=draw(hnp.arrays(dtype, (rows, cols), elements=symbols)),
+        row_codes=draw(hnp.arrays(np.int16, rows, elements=codes)),
+        col_codes=draw(st.none() | hnp.arrays(np.int16, cols, elements=codes)),
+        octave=octave,
+    )
+
+
+@st.composite
+def raw(draw: Any, name: str) -> RawTensor:
+    """Any element type."""
+    dtype = draw(st.sampled_from(sorted(WIDTHS)))
+    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=3)))
+    num_bytes = int(np.multiply.reduce(shape, initial=1)) * WIDTHS[dtype]
+    data = draw(st.binary(min_size=num_bytes, max_size=num_bytes))
+    return RawTensor(name=name, shape=shape, dtype=dtype, data=data)
+
+
+@st.composite
+def contents(draw: Any) -> Contents:
+    """Up to five tensors, aliases of them, metadata, files."""
+    names = draw(st.lists(NAMES, unique=True, max_size=7))
+    stored, tied = names[:5], names[5:]
+    tensors: list[StoredTensor] = [draw(quantized(name) | raw(name)) for name in stored]
+    plain = st.from_regex(r"[a-z0-9_][a-z0-9._-]{0,8}", fullmatch=True)
+    files = draw(st.lists(plain, unique=True, max_size=2))
+    return Contents(
+        tensors=tuple(tensors),
+        aliases={name: draw(st.sampled_from(stored)) for name in tied},
+        metadata=draw(st.dictionaries(NAMES, st.text(st.characters(exclude_categories=["Cs"])))),
+        files=tuple(
+            EmbeddedFile(
+                name=name,
+                role=draw(st.sampled_from(["code", "tokenizer"])),
+                data=draw(st.binary(max_size=40)),
+            )
+            for name in files
+        ),
+    )
+
+
+@settings(max_examples=EXAMPLES)
+@given(stored=contents(), codec=st.sampled_from([c.name for c in resolve(None)]))
+def test_contents_come_back_bit_for_bit(stored: Contents, codec: str) -> None:
+    encoded = encode(stored, codecs=resolve([codec]))
+    data = render(encoded, form="qpk")
+    assert len(data) == file_bytes(encoded, "qpk") == sum(n for _, n in ledger(encoded, "qpk"))
+    assert same(read(data), stored)
+    assert both(data) == b"".join(safetensors_pieces(stored))
+    assert open_artifact(data).layout.decoded_bytes <= 1024 * len(data)
+
+
+@settings(max_examples=EXAMPLES)
+@given(shape=st.lists(st.integers(0, 4), max_size=4).map(tuple))
+def test_every_split_of_a_shape_is_found(shape: tuple[int, ...]) -> None:
+    for lead in range(max(len(shape), 1)):
+        rows = int(np.multiply.reduce(shape[:lead], initial=1))
+        cols = int(np.multiply.reduce(shape[lead:], initial=1))
+        found = lead_of(shape, rows, cols)
+        assert found is not None
+        assert np.multiply.reduce(shape[:found], initial=1) == rows
+    assert lead_of(shape, 7, 11) is None
