@@ -27,8 +27,10 @@ from qpack.progress import SILENT, Progress
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import check_vocab
 
-LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-"""Float32 logits of one batch; more gains no speed."""
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
+"""Tokens of one forward pass: on a CPU more of them leave its caches and run slower."""
+LOGITS_BYTES = 1 << 30
+"""Most bytes of float32 logits that one forward pass may give."""
 BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Logits reduced at a time in float64: 2 MiB stays in a core's cache."""
 
@@ -133,8 +135,7 @@ def _score_all(
     tokens = _checked(models, tokens, tokenizer, max_tokens=max_tokens, batch=batch)
     plan = windows(len(tokens), window=window, stride=stride)
     device = _device_of(models[0]) if device is None else torch.device(device)
-    budget = LOGITS_BYTES.get(device.type, LOGITS_BYTES["cpu"])
-    batch = batch or max(1, budget // (window * tokenizer.vocab_size * 4))
+    batch = batch or _batch_size(device, window, tokenizer.vocab_size)
     # MPS has no float64.
     precise = torch.float32 if device.type == "mps" else torch.float64
     nats = torch.zeros(len(models), dtype=precise, device=device)
@@ -197,6 +198,12 @@ def _checked(
     return tokens
 
 
+def _batch_size(device: torch.device, window: int, vocab_size: int) -> int:
+    """Windows a forward pass: enough for the device's speed, within the limit of memory."""
+    fast = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
+    return max(1, min(fast, LOGITS_BYTES // (4 * vocab_size)) // window)
+
+
 def _batches(plan: Sequence[Window], batch: int) -> Iterator[list[Window]]:
     """Groups of up to `batch` windows of one shape, in order."""
     for _, same in groupby(plan, key=lambda item: (item.length, item.skip)):
@@ -223,7 +230,7 @@ def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
 def _blocks(logits: Sequence[Tensor], targets: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Pieces of rows of every model's `logits` (B, T, V) beside their targets (B, T)."""
     vocab_size = logits[0].shape[-1]
-    limit = BLOCK_ELEMENTS.get(targets.device.type, BLOCK_ELEMENTS["cpu"])
+    limit = BLOCK_ELEMENTS.get(targets.device.type, BLOCK_ELEMENTS["cuda"])
     flat = [item.reshape(-1, vocab_size) for item in logits]
     goals = targets.reshape(-1)
     step = max(1, limit // vocab_size)

@@ -175,7 +175,7 @@ def test_logits_of_a_batch_are_bounded(
     three: Tokenizer, table_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = table_model(torch.tensor(TABLE))
-    monkeypatch.setitem(bpb.LOGITS_BYTES, "cpu", 2 * 5 * 3 * 4)
+    monkeypatch.setattr(bpb, "LOGITS_BYTES", (2 * 5 + 1) * 3 * 4)
     score(model, np.zeros(100, dtype=np.uint16), three, window=5)
     assert max(math.prod(shape) for shape in model.shapes) == 2 * 5
 
