@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qpack.errors import ConfigError
+from qpack.errors import CalibrationError, ConfigError
 from qpack.progress import SILENT, Progress, Task
 
 
@@ -30,7 +30,7 @@ def sample_tokens(
     `model` maps tokens (B, T) to logits (B, T, V) and has `vocab_size`; with `new_cache` each token
     costs one position, without it the whole sequence is computed anew. The same model, device and
     arguments give the same tokens. `batch` sequences are written at a time. Raises ConfigError for
-    arguments out of range.
+    arguments out of range, CalibrationError where the model's logits are not finite.
     """
     _check(num_tokens, sequence, temperature, batch)
     generator = torch.Generator().manual_seed(seed)
@@ -42,25 +42,22 @@ def sample_tokens(
             torch.no_grad(),
             progress.stage("sample", total=num_sequences * sequence, unit="tokens") as task,
         ):
-            pieces = [
-                _sample_batch(
-                    model, min(batch, num_sequences - i), sequence, temperature, generator, task
-                )
-                for i in range(0, num_sequences, batch)
-            ]
+            starts = range(0, num_sequences, batch)
+            shapes = [(min(batch, num_sequences - start), sequence) for start in starts]
+            pieces = [_sample(model, shape, temperature, generator, task) for shape in shapes]
     finally:
         model.train(was_training)
     return torch.cat(pieces)
 
 
-def _sample_batch(
+def _sample(
     model: Any,
-    num_sequences: int,
-    sequence: int,
+    shape: tuple[int, int],  # sequences, tokens in each
     temperature: float,
     generator: torch.Generator,
     task: Task,
 ) -> Tensor:
+    num_sequences, sequence = shape
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tokens = torch.empty(num_sequences, sequence, dtype=torch.int64)
     vocab_size = int(model.vocab_size)
@@ -79,7 +76,13 @@ def _sample_batch(
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One token for each row of (B, V) logits."""
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    probabilities = logits.softmax(dim=-1)
+    if not probabilities.isfinite().all():
+        raise CalibrationError(
+            "the model's logits are not finite: it cannot write text to calibrate on",
+            hint="give a shard of text: --calib SHARD",
+        )
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
 def _check(num_tokens: int, sequence: int, temperature: float, batch: int) -> None:

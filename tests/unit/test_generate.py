@@ -8,20 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from qpack.checkpoint import build_model
-from qpack.errors import ConfigError
+from qpack.errors import CalibrationError, ConfigError
 from qpack.generate import sample_tokens
 from qpack.progress import Silent
 
 from .models import gpt_checkpoint
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small spend their time waking threads up."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Counter(Silent):
@@ -102,6 +93,11 @@ def test_progress_counts_every_token() -> None:
     counter = Counter()
     sample_tokens(Successor(3), num_tokens=21, sequence=4, batch=4, progress=counter)
     assert counter.done == counter.total == 24
+
+
+def test_a_model_that_overflows_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="not finite"):
+        sample_tokens(Successor(3, certainty=float("inf")), num_tokens=4, sequence=4)
 
 
 def test_the_training_mode_comes_back() -> None:
