@@ -42,7 +42,9 @@ clean:
 
 # torch comes first and by itself, so that no later requirement can choose another build of it.
 # Build isolation is off because constraints do not reach an isolated build environment: the pinned
-# setuptools of this environment builds the package. Each stamp is newer than what it was made from.
+# setuptools of this environment builds the package. It warns of every editable install and of every
+# folder that is not a package: tests/packaging/test_wheel.py checks what matters of that.
+# Each stamp is newer than what it was made from.
 $(VENV)/.installed-base: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: qpack needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)"; \
@@ -53,9 +55,9 @@ $(VENV)/.installed-base: constraints.txt
 	@touch $@
 
 $(VENV)/.installed-pack: $(VENV)/.installed-base pyproject.toml
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pack]'
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pack]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-base pyproject.toml
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pack,dev]'
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[pack,dev]'
 	@touch $@ $(VENV)/.installed-pack

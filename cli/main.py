@@ -116,9 +116,10 @@ def report_usage(error: typer.TyperException) -> int:
     if not message:  # no arguments at all: the help is the answer, and it has been printed
         return EXIT_USAGE
     arguments = sys.argv[1:]
+    json_lines = "--progress json" in " ".join(arguments).replace("=", " ")
     settings = Settings(
         json="--json" in arguments,
-        progress=ProgressMode.json if "--progress=json" in arguments else ProgressMode.auto,
+        progress=ProgressMode.json if json_lines else ProgressMode.auto,
         color="--no-color" not in arguments,
     )
     context = getattr(error, "ctx", None)

@@ -141,8 +141,9 @@ def test_usage(qpack: Runner) -> None:
     assert outcome.err == "error: Missing option '-o' / '--out'.\n  fix: qpack unpack --help\n"
 
 
-def test_usage_as_json(qpack: Runner) -> None:
-    outcome = qpack("inspect", "--json", "--bogus")
+@pytest.mark.parametrize("asked", [["--json"], ["--progress=json"], ["--progress", "json"]])
+def test_usage_as_json(qpack: Runner, asked: list[str]) -> None:
+    outcome = qpack("inspect", *asked, "--bogus")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.error["error"] == "UsageError"
     assert outcome.error["exit_code"] == 2
