@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qpack.errors import ConfigError, DataError
 from qpack.eval.windows import Window, windows
-from qpack.progress import SILENT, Progress
+from qpack.progress import SILENT, Progress, Task
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import check_vocab
 
@@ -72,8 +72,8 @@ def score(
 
     `stride` None means disjoint windows; `max_tokens` limits the scored targets; `against` is the
     reference of the KL; `device` None means the model's; `batch` is windows a forward pass.
-    Raises `DataError` when the tokenizer, the tokens and the model do not belong together,
-    `ConfigError` for impossible windows.
+    Raises `DataError` when the tokenizer, the tokens and the model do not belong together or the
+    score is not finite, `ConfigError` for impossible windows.
     """
     models = [model] if against is None else [against, model]
     return _score_all(
@@ -134,19 +134,46 @@ def _score_all(
 ) -> list[Score]:
     tokens = _checked(models, tokens, tokenizer, max_tokens=max_tokens, batch=batch)
     plan = windows(len(tokens), window=window, stride=stride)
+    num_bytes = tokenizer.text_bytes(tokens)
+    if num_bytes == 0:
+        raise DataError("the tokens to score stand for no text")
     device = _device_of(models[0]) if device is None else torch.device(device)
     batch = batch or _batch_size(device, window, tokenizer.vocab_size)
+    began = time.perf_counter()
+    with progress.stage("score", total=len(tokens) - 1, unit="tokens") as task:
+        nats, divergence = _accumulate(models, tokens, _batches(plan, batch), device, task)
+    seconds = time.perf_counter() - began
+    if not all(map(math.isfinite, nats)):
+        raise DataError("a model gives no finite score", hint="look for NaN or Inf in its weights")
+    return [
+        Score(
+            nats=total,
+            bytes=num_bytes,
+            tokens=len(tokens) - 1,
+            bpb=total / math.log(2) / num_bytes,
+            kl=divergence / (len(tokens) - 1) if index else None,
+            window=window,
+            stride=stride or window,
+            seconds=seconds,
+        )
+        for index, total in enumerate(nats)
+    ]
+
+
+def _accumulate(
+    models: Sequence[nn.Module],
+    tokens: NDArray[np.uint16],
+    batches: Iterable[Sequence[Window]],
+    device: torch.device,
+    task: Task,
+) -> tuple[list[float], float]:
+    """Total nats of each model, and total KL of the last to the first (0 for one model)."""
     # MPS has no float64.
     precise = torch.float32 if device.type == "mps" else torch.float64
     nats = torch.zeros(len(models), dtype=precise, device=device)
     divergence = torch.zeros((), dtype=precise, device=device)
-    began = time.perf_counter()
-    with (
-        torch.no_grad(),
-        _evaluating(models),
-        progress.stage("score", total=len(tokens) - 1, unit="tokens") as task,
-    ):
-        for group in _batches(plan, batch):
+    with torch.no_grad(), _evaluating(models):
+        for group in batches:
             inputs, targets = _gather(tokens, group, device)
             skip = group[0].skip
             logits = [_logits(model, inputs)[:, skip:] for model in models]
@@ -156,23 +183,7 @@ def _score_all(
                 if len(logs) == 2:
                     divergence += (logs[0].exp() * (logs[0] - logs[1])).sum()
             task.advance(targets[:, skip:].numel())
-    num_bytes = tokenizer.text_bytes(tokens)
-    totals = [float(value) for value in nats.cpu()]
-    seconds = time.perf_counter() - began
-    kl = float(divergence) / (len(tokens) - 1) if len(models) == 2 else None
-    return [
-        Score(
-            nats=total,
-            bytes=num_bytes,
-            tokens=len(tokens) - 1,
-            bpb=total / math.log(2) / num_bytes if num_bytes else math.inf,
-            kl=kl if index else None,
-            window=window,
-            stride=stride or window,
-            seconds=seconds,
-        )
-        for index, total in enumerate(totals)
-    ]
+    return nats.tolist(), float(divergence)
 
 
 def _checked(
@@ -222,8 +233,12 @@ def _gather(
 
 
 def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits of `inputs` (B, T): (B, T, V)."""
-    logits: Tensor = model(inputs)
+    """Logits of `inputs` (B, T): (B, T, V). Raises `DataError` when they are something else."""
+    logits = model(inputs)
+    wanted = (*inputs.shape, model.vocab_size)
+    if not isinstance(logits, Tensor) or logits.shape != wanted:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise DataError(f"{type(model).__name__} gave {got}, not logits of shape {wanted}")
     return logits
 
 

@@ -176,7 +176,7 @@ def test_logits_of_a_batch_are_bounded(
 ) -> None:
     model = table_model(torch.tensor(TABLE))
     monkeypatch.setattr(bpb, "LOGITS_BYTES", (2 * 5 + 1) * 3 * 4)
-    score(model, np.zeros(100, dtype=np.uint16), three, window=5)
+    score(model, np.ones(100, dtype=np.uint16), three, window=5)
     assert max(math.prod(shape) for shape in model.shapes) == 2 * 5
 
 
@@ -209,9 +209,21 @@ def test_what_does_not_belong_together(three: Tokenizer, table_model: MakeModel)
             score(model, STREAM, three, **{option: 0})
 
 
-def test_text_without_bytes_has_no_finite_score(three: Tokenizer, table_model: MakeModel) -> None:
-    got = score(table_model(torch.tensor(TABLE)), np.zeros(5, dtype=np.uint16), three)
-    assert (got.bytes, got.bpb) == (0, math.inf)
+def test_text_without_bytes_has_no_score(three: Tokenizer, table_model: MakeModel) -> None:
+    with pytest.raises(DataError, match="no text"):
+        score(table_model(torch.tensor(TABLE)), np.zeros(5, dtype=np.uint16), three)
+
+
+def test_a_score_that_is_not_finite(three: Tokenizer, table_model: MakeModel) -> None:
+    good, bad = torch.tensor(TABLE), torch.full((3, 3), math.nan)
+    with pytest.raises(DataError, match="no finite score"):
+        compare(table_model(good), table_model(bad), STREAM, three)
+
+
+def test_what_is_no_logits(three: Tokenizer, table_model: MakeModel) -> None:
+    model = table_model(torch.zeros(3, 2))
+    with pytest.raises(DataError, match=r"TableModel gave \(1, 6, 2\), not .* \(1, 6, 3\)"):
+        score(model, STREAM, three)
 
 
 def test_bytes_of_the_reference_text(shared_data: Path) -> None:
