@@ -6,6 +6,7 @@ artifact's encoder (bytes of those integers) and the search (which value next).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,6 @@ from qpack.artifact.contents import group
 from qpack.artifact.encode import Encoded, encode
 from qpack.artifact.layout import FILES, RAW
 from qpack.artifact.writer import file_bytes
-from qpack.checkpoint import dtype_name, tensor_bytes
 from qpack.codec.base import Codec
 from qpack.codec.entropy import zero_order_bits
 from qpack.codec.select import Choices, Trial
@@ -25,12 +25,8 @@ from qpack.progress import SILENT, Progress
 from qpack.quant.budget import SearchResult, search
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import Plan
-from qpack.tensors import (
-    Contents,
-    EmbeddedFile,
-    RawTensor,
-    StoredTensor,
-)
+from qpack.tensors import Contents, EmbeddedFile, RawTensor, StoredTensor
+from qpack.torch_tensors import to_raw
 
 CONTAINER_BYTES = {"qpk": 3_000, "pyz": 9_000}
 """Header, digest and decoder, roughly: for estimates alone."""
@@ -149,12 +145,7 @@ def raw_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, RawTenso
         tensor = tensors[entry.name].detach().cpu()
         if entry.rule.type in targets:
             tensor = tensor.to(targets[entry.rule.type])
-        out[entry.name] = RawTensor(
-            name=entry.name,
-            shape=entry.shape,
-            dtype=dtype_name(entry.name, tensor),
-            data=tensor_bytes(tensor).tobytes(),
-        )
+        out[entry.name] = to_raw(entry.name, tensor)
     return out
 
 
@@ -164,8 +155,8 @@ def entropy_bytes(contents: Contents) -> int:
     for part in group(contents):
         array = part.stream.array
         wide = part.kind in (RAW, FILES) and array.dtype.itemsize > 1
-        planes = array.view(np.uint8).reshape(-1, array.dtype.itemsize).T if wide else [array]
-        bits += sum(zero_order_bits(plane) for plane in planes)
+        planes = array.view(np.uint8).reshape(-1, array.dtype.itemsize).T if wide else array[None]
+        bits += math.fsum(zero_order_bits(plane) for plane in planes)
     return int(bits / 8) + 1
 
 

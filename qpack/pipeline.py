@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from qpack import distributed
@@ -17,7 +18,7 @@ from qpack.checkpoint import Checkpoint, build_model
 from qpack.eval.bpb import Score, compare
 from qpack.fit import Fitter, tensor_entropy_bytes
 from qpack.generate import sample_tokens
-from qpack.inputs import Inputs, read_inputs, report_paths, token_batches
+from qpack.inputs import Inputs, batch_rows, check_options, read_inputs, report_paths, token_batches
 from qpack.options import PackOptions
 from qpack.produce import Product, Target, produce
 from qpack.progress import SILENT, Progress
@@ -41,6 +42,7 @@ def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
     log = RunLog(progress)
     with distributed.session():
         with log.measured("read inputs"):
+            check_options(options)
             inputs = read_inputs(options)
             log.note(f"device {inputs.device}: {inputs.device_reason}")
             for warning in inputs.plan.warnings:
@@ -80,6 +82,7 @@ def plan_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
     solved for the budget on that estimate; the real file differs by a few percent.
     """
     log = RunLog(progress)
+    check_options(options)
     inputs = read_inputs(options)
     quantizer = Quantizer(inputs.checkpoint.tensors, inputs.plan, None, device=inputs.device)
     fitter = Fitter(
@@ -128,18 +131,20 @@ def calibrate(inputs: Inputs, options: PackOptions, log: RunLog) -> Statistics:
         return load_statistics(
             options.stats, fingerprint=inputs.checkpoint_sha256, device=inputs.device
         )
-    tokens = inputs.calibration
-    if tokens is None:
-        tokens = sample_tokens(
+    if inputs.calibration is None:
+        rows = sample_tokens(
             inputs.model,
             num_tokens=options.calib_tokens,
             sequence=options.window,
             seed=options.seed,
             progress=log,
         )
+        batches = list(torch.split(rows, batch_rows(options.window)))
+    else:
+        batches = token_batches(inputs.calibration, options.window)
     statistics = collect(
         inputs.model,
-        token_batches(tokens, options.window),
+        batches,
         fingerprint=inputs.checkpoint_sha256,
         source={key: str(value) for key, value in inputs.sources["calibration"].items()},
         device=inputs.device,

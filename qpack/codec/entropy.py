@@ -9,7 +9,7 @@ PIECE = 1 << 20
 """Elements counted at a time: keeps bincount's 64-bit copy inside the cache."""
 
 
-def zero_order_bits(array: NDArray[np.integer]) -> float:
+def zero_order_bits(array: NDArray[np.generic]) -> float:
     """Total bits of an integer array (8 or 16 bits wide) under its own histogram."""
     flat = np.ascontiguousarray(array).reshape(-1)
     unsigned = flat.view(f"u{flat.dtype.itemsize}")

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from qpack.errors import BudgetError
 from qpack.recipe import Knob
 
-CODEC_OVER_ENTROPY = 1.008
-"""First guess of real over estimated bytes (brotli-11); the first real probe corrects it."""
+CODEC_OVER_ENTROPY = 1.0
+"""First guess of real over estimated bytes: a codec that adapts to what differs within a stream
+gains about what it loses to an ideal coder. The first real probe corrects it."""
 
 AIM = 3e-4
 """Share of the budget left free when aiming; doubles with each overshoot."""

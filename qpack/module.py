@@ -1,0 +1,185 @@
+"""Packing any `torch.nn.Module` from Python: its weights, your batches, a byte budget.
+
+report = qpack.pack(module, calibration=batches, budget=100_000, out="model.pyz")
+qpack.load_into(fresh_module, "model.pyz")
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qpack.artifact.reader import read
+from qpack.artifact.writer import form_of
+from qpack.checkpoint import check_finite, fingerprint
+from qpack.codec.registry import resolve
+from qpack.errors import CheckpointError, ConfigError, OutputExistsError
+from qpack.produce import Product, Target, produce
+from qpack.progress import SILENT, Progress
+from qpack.quant.calibrate import collect
+from qpack.quant.plan import Plan, classify, make_plan
+from qpack.recipe import Recipe, default_recipe, load_recipe
+from qpack.report.build import product_sections, run_sections
+from qpack.stages import RunLog
+from qpack.torch_tensors import check_dtypes, to_torch
+
+
+def pack(
+    module: nn.Module,
+    *,
+    calibration: Sequence[Tensor],
+    budget: int,
+    out: str | Path,
+    recipe: Recipe | str | Path | None = None,
+    knob: str | None = None,
+    validation: Sequence[Tensor] | None = None,
+    codecs: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Pack `module` into the file `out` of at most `budget` bytes; returns the report.
+
+    `calibration` and `validation` are batches that the module takes as its one argument, first
+    axis the examples; without `validation` the output error is measured on the calibration
+    batches. Runs on the module's device and leaves the module as it was. `metadata` is stored.
+    Raises `QpackError`: everything is checked before the first slow step.
+    """
+    log = RunLog(progress)
+    path = Path(out)
+    tensors, aliases = untied(module)
+    plan = _checked_plan(module, tensors, aliases, path, budget, recipe, knob, force)
+    chosen = resolve(codecs, stdlib_only=False)
+    for warning in plan.warnings:
+        log.warn(warning)
+    device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+    with log.measured("calibrate"):
+        digest = fingerprint(tensors)
+        statistics = collect(module, calibration, fingerprint=digest, device=device, progress=log)
+    product = produce(
+        tensors,
+        plan,
+        statistics,
+        Target(out=path, form=form_of(path), budget_bytes=budget, codecs=chosen, force=force),
+        aliases=aliases,
+        metadata={"model_name": type(module).__name__, **(metadata or {})},
+        device=device,
+        log=log,
+    )
+    with log.measured("score"):
+        batches = calibration if validation is None else validation
+        error = output_error(module, product, batches, device)
+    return {
+        **product_sections(product, budget, plan),
+        "bpb_float": None,
+        "bpb_decoded": None,
+        "gap": None,
+        "kl": None,
+        "quality": {"relative_output_error": error, "batches": len(batches)},
+        "config": {"recipe": plan.recipe.describe()},
+        "inputs": {"checkpoint": {"name": type(module).__name__, "tensors_sha256": digest}},
+        **run_sections(device, "the module's device", log),
+    }
+
+
+def load_into(module: nn.Module, path: str | Path) -> nn.Module:
+    """Load the decoded weights of an artifact into `module`, in place, and return it.
+
+    Raises `ArtifactError` for a rejected file, `CheckpointError` with every missing, unexpected or
+    mis-shaped tensor.
+    """
+    contents = read(Path(path))
+    tensors = {tensor.name: to_torch(tensor) for tensor in contents.tensors}
+    _load(module, tensors | {name: tensors[to] for name, to in contents.aliases.items()})
+    return module
+
+
+def untied(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The module's tensors, each storage once, and the other names of tied ones."""
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = tensor.detach()
+    return tensors, aliases
+
+
+def output_error(
+    module: nn.Module, product: Product, batches: Sequence[Tensor], device: torch.device
+) -> float:
+    """`sum |y - y'|^2 / sum |y|^2` of the decoded module's outputs y' over `batches`."""
+    decoded = copy.deepcopy(module)
+    aliases = product.fitted.contents.aliases
+    _load(decoded, product.decoded | {n: product.decoded[to] for n, to in aliases.items()})
+    wrong = total = 0.0
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        decoded.eval()
+        with torch.no_grad():
+            for batch in batches:
+                y, other = (_first(m(batch.to(device))) for m in (module, decoded))
+                wrong += float((y - other).double().square().sum())
+                total += float(y.double().square().sum())
+    finally:
+        for part, training in modes:
+            part.training = training
+    return wrong / total if total else 0.0
+
+
+def _checked_plan(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
+    path: Path,
+    budget: int,
+    recipe: Recipe | str | Path | None,
+    knob: str | None,
+    force: bool,
+) -> Plan:
+    """Everything that can be wrong before any work."""
+    form_of(path)
+    if budget < 1:
+        raise ConfigError(f"budget = {budget}: expected at least 1 byte")
+    if path.exists() and not force:
+        raise OutputExistsError("the output exists", items=[str(path)], hint="pass force=True")
+    if recipe is None:
+        recipe = default_recipe()
+    elif not isinstance(recipe, Recipe):
+        recipe = load_recipe(Path(recipe))
+    check_dtypes(tensors)
+    check_finite(tensors)
+    return make_plan(tensors, classify(module), aliases, recipe.with_knob(knob) if knob else recipe)
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    expected = module.state_dict()
+    problems = [f"{name}: missing" for name in expected.keys() - tensors.keys()]
+    problems += [f"{name}: unexpected" for name in tensors.keys() - expected.keys()]
+    problems += [
+        f"{name}: shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        raise CheckpointError("the tensors do not match the module", items=sorted(problems))
+    module.load_state_dict(dict(tensors))
+
+
+def _first(output: Any) -> Tensor:
+    """A module's output, or the first of several."""
+    while isinstance(output, tuple | list):
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise ConfigError(f"the module returns {type(output).__name__}, not a tensor")
+    return output
