@@ -39,6 +39,7 @@ def bench_codecs(
     from qpack.bench import bench_codecs as run
 
     finish(output, run(checkpoint, progress=output.progress), out)
+    output.next(f"qpack bench bits {checkpoint} --calib SHARD --tokenizer MODEL")
 
 
 def bench_bits(
@@ -84,6 +85,8 @@ def bench_bits(
         progress=output.progress,
     )
     finish(output, table, out)
+    data = f"--calib {calib} --tokenizer {tokenizer}"
+    output.next(f"qpack pack {checkpoint} --budget 16MB {data} -o {checkpoint.stem}.pyz")
 
 
 def finish(output: Output, table: Mapping[str, Any], out: Path | None) -> None:

@@ -65,3 +65,8 @@ def evaluate(
         "device": {"value": str(chosen), "reason": reason},
     }
     output.result(document, lambda: show_score(document))
+    if model.suffix == ".safetensors":
+        data = f"--calib {tokens} --tokenizer {tokenizer}"
+        output.next(f"qpack pack {model} --budget 16MB {data} -o {model.stem}.pyz")
+    else:
+        output.next(f"qpack inspect {model}")

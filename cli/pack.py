@@ -157,9 +157,10 @@ def pack(  # noqa: PLR0913  one parameter an option
     if dry_run:
         plan = plan_checkpoint(options, progress=output.progress)
         output.result(plan, lambda: show_plan(plan))
+        output.next("the same without --dry-run")
         return
     result = pack_checkpoint(options, progress=output.progress)
     if not result:
         return  # one of several ranks under torchrun: the first one reports
     output.result(result, lambda: show_pack(result))
-    output.next(f"qpack verify {out}")
+    output.next(f"qpack verify {out} --sha256 {result['sha256']}")
