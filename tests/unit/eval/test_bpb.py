@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qpack.checkpoint import build_model
 from qpack.errors import ConfigError, DataError
 from qpack.eval import bpb
 from qpack.eval.bpb import compare, score
+from qpack.importing import import_file
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard
 
@@ -231,3 +233,15 @@ def test_bytes_of_the_reference_text(shared_data: Path) -> None:
     tokenizer = Tokenizer.load(shared_data / "tokenizers/fineweb_1024_bpe.model")
     tokens = read_shard(shared_data / "shards/fineweb_val_head_sp1024.bin")
     assert tokenizer.text_bytes(tokens[: 131_072 + 1]) == 315_259
+
+
+@pytest.mark.slow
+def test_the_reference_score(shared_data: Path) -> None:
+    """The figures of the data's own description, of a model that another program trained."""
+    model = build_model(import_file(shared_data / "models/golf27m_sp1024.safetensors"))
+    tokenizer = Tokenizer.load(shared_data / "tokenizers/fineweb_1024_bpe.model")
+    tokens = read_shard(shared_data / "shards/fineweb_val_head_sp1024.bin")
+    got = score(model, tokens, tokenizer, max_tokens=131_072)
+    assert (got.tokens, got.bytes) == (131_072, 315_259)
+    assert got.nats == pytest.approx(335_190.080, abs=0.5)  # float32 sums differ by machine
+    assert got.bpb == pytest.approx(1.533904, abs=5e-6)
