@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from qpack.artifact.contents import lead_of
 from qpack.artifact.encode import encode
@@ -17,7 +17,6 @@ from qpack.artifact.unpack import safetensors_pieces
 from qpack.artifact.writer import file_bytes, ledger, render
 from qpack.codec.registry import resolve
 from qpack.tensors import Contents, EmbeddedFile, QuantizedTensor, RawTensor, StoredTensor
-
 from tests.samples import both, same
 
 EXAMPLES = 500
@@ -28,23 +27,41 @@ NAMES = st.text(
 ).filter(lambda name: ".." not in name.split("/") and name not in ("__metadata__", "aliases"))
 
 
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def drawn(rng: np.random.Generator, style: str, largest: int, shape: Any, dtype: Any) -> Any:
+    """An integer array up to +-`largest`: constant, uniform, extreme, or nearly constant."""
+    if style == "constant":
+        return np.full(shape, rng.integers(-largest, largest + 1), dtype)
+    if style == "extreme":
+        return rng.choice([-largest, 0, largest], shape).astype(dtype)
+    if style == "sparse":
+        return (rng.integers(-largest, largest + 1, shape) * (rng.random(shape) < 0.1)).astype(
+            dtype
+        )
+    return rng.integers(-largest, largest + 1, shape).astype(dtype)
+
+
+STYLES = st.sampled_from(["constant", "extreme", "sparse", "uniform"])
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 5, 8]), max_size=4).map(tuple)
+
+
 @st.composite
 def quantized(draw: Any, name: str) -> QuantizedTensor:
     """Any shape up to rank 4 with any split, any qmax, constant, random or extreme symbols."""
-    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
+    shape, rng = draw(SHAPES), np.random.default_rng(draw(SEEDS))
     lead = draw(st.integers(0, max(len(shape) - 1, 0)))
-    rows, cols = (int(np.multiply.reduce(part, initial=1)) for part in (shape[:lead], shape[lead:]))
-    dtype, largest = draw(st.sampled_from([(np.int8, 127), (np.int16, 32767)]))
-    qmax = draw(st.sampled_from([1, 15, 31, 127, largest]))
-    symbols = st.integers(-qmax, qmax) | st.sampled_from([-qmax, 0, qmax])
+    rows, cols = (math.prod(part) for part in (shape[:lead], shape[lead:]))
+    qmax = draw(st.sampled_from([1, 15, 31, 127, 128, 32767]))
     octave = draw(st.sampled_from([1, 2, 4, 8, 16, 32, 64]))
-    codes = st.integers(-60 * octave, 56 * octave) | st.sampled_from([-126 * octave // 2])
+    style, dtype = draw(STYLES), np.int8 if qmax < 128 else np.int16
     return QuantizedTensor(
         name=name,
         shape=shape,
-        integers=draw(hnp.arrays(dtype, (rows, cols), elements=symbols)),
-        row_codes=draw(hnp.arrays(np.int16, rows, elements=codes)),
-        col_codes=draw(st.none() | hnp.arrays(np.int16, cols, elements=codes)),
+        integers=drawn(rng, style, qmax, (rows, cols), dtype),
+        row_codes=drawn(rng, style, 55 * octave, rows, np.int16),
+        col_codes=drawn(rng, style, 55 * octave, cols, np.int16) if draw(st.booleans()) else None,
         octave=octave,
     )
 
@@ -52,10 +69,8 @@ def quantized(draw: Any, name: str) -> QuantizedTensor:
 @st.composite
 def raw(draw: Any, name: str) -> RawTensor:
     """Any element type."""
-    dtype = draw(st.sampled_from(sorted(WIDTHS)))
-    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=3)))
-    num_bytes = int(np.multiply.reduce(shape, initial=1)) * WIDTHS[dtype]
-    data = draw(st.binary(min_size=num_bytes, max_size=num_bytes))
+    dtype, shape = draw(st.sampled_from(sorted(WIDTHS))), draw(SHAPES)
+    data = np.random.default_rng(draw(SEEDS)).bytes(math.prod(shape) * WIDTHS[dtype])
     return RawTensor(name=name, shape=shape, dtype=dtype, data=data)
 
 
@@ -94,12 +109,12 @@ def test_contents_come_back_bit_for_bit(stored: Contents, codec: str) -> None:
 
 
 @settings(max_examples=EXAMPLES)
-@given(shape=st.lists(st.integers(0, 4), max_size=4).map(tuple))
+@given(shape=SHAPES)
 def test_every_split_of_a_shape_is_found(shape: tuple[int, ...]) -> None:
     for lead in range(max(len(shape), 1)):
-        rows = int(np.multiply.reduce(shape[:lead], initial=1))
-        cols = int(np.multiply.reduce(shape[lead:], initial=1))
+        rows = math.prod(shape[:lead])
+        cols = math.prod(shape[lead:])
         found = lead_of(shape, rows, cols)
         assert found is not None
-        assert np.multiply.reduce(shape[:found], initial=1) == rows
+        assert math.prod(shape[:found]) == rows
     assert lead_of(shape, 7, 11) is None
