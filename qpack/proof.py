@@ -30,7 +30,9 @@ def decode_elsewhere(path: Path) -> tuple[dict[str, Tensor], str]:
     from qpack.tokens import sha256_file
 
     path = path.resolve()
-    program = [str(path)] if form_of(path) == "pyz" else [str(decoder.__file__), str(path)]
+    # -P: the decoder stands alone; modules beside its source file must not shadow Python's own.
+    beside = ["-P", str(decoder.__file__)]
+    program = [str(path)] if form_of(path) == "pyz" else [*beside, str(path)]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "weights.safetensors"
         command = [sys.executable, *program, "-o", str(out)]
