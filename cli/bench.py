@@ -13,10 +13,12 @@ from .options import (
     CheckpointArgument,
     DeviceOption,
     ForceOption,
+    ModelArgument,
     TokenizerOption,
     check_input,
     check_output,
     parse_bytes,
+    split_names,
 )
 from .output import Output
 
@@ -27,19 +29,23 @@ TableOption = Annotated[
 
 def bench_codecs(
     output: Output,
-    checkpoint: CheckpointArgument,
+    model: ModelArgument,
+    codecs: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Codecs to try; if not given, all that are installed."),
+    ] = None,
     out: TableOption = None,
     force: ForceOption = False,
 ) -> None:
     """Every codec on every stream: bytes, bits a weight, encode and decode speed."""
-    check_input(checkpoint)
+    check_input(model)
     if out is not None:
         check_output(out, force=force)
 
     from qpack.bench import bench_codecs as run
 
-    finish(output, run(checkpoint, progress=output.progress), out)
-    output.next(f"qpack bench bits {checkpoint} --calib SHARD --tokenizer MODEL")
+    finish(output, run(model, codecs=split_names(codecs), progress=output.progress), out)
+    output.next(f"qpack bench bits {model} --calib SHARD --tokenizer MODEL")
 
 
 def bench_bits(

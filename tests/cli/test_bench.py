@@ -50,13 +50,13 @@ def given(tmp_path: Path) -> Path:
 
 
 def test_codecs(qpack: Runner, asked, given: Path, tmp_path: Path) -> None:
-    outcome = qpack("bench", "codecs", given, "-o", tmp_path / "t.json")
+    outcome = qpack("bench", "codecs", given, "--codecs", "brotli", "-o", tmp_path / "t.json")
     assert outcome.code == 0, outcome.err
     header, row = outcome.out.splitlines()
     assert header.split("  ")[0] == "stream" and "encode mb s" in header
     assert row.split() == ["blocks.*", "brotli", "none", "4", "3", "6", "0.5", "300"]
     assert json.loads((tmp_path / "t.json").read_text()) == CODECS
-    assert asked[0]["path"] == given
+    assert (asked[0]["path"], asked[0]["codecs"]) == (given, ("brotli",))
 
 
 def test_bits(qpack: Runner, asked, given: Path) -> None:
