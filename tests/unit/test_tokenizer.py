@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import sys
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpack.errors import DataError
+from qpack.errors import DataError, SetupError
 from qpack.tokenizer import SPACE_MARK, Tokenizer
 
 BOS = 1
@@ -157,3 +159,24 @@ def test_fineweb_documents(shared_data: Path, model: str, limit: int | None) -> 
     for text, tokens in zip(texts, tokenizer.encode_batch(texts, num_threads=2), strict=True):
         stream = np.array([BOS, *tokens], dtype=np.uint16)
         assert tokenizer.text_bytes(stream) == len(text.encode())
+
+
+def test_without_sentencepiece(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(SetupError, match="need the package sentencepiece"):
+        Tokenizer.load(tokenizer_path)
+
+
+def test_without_a_beginning(sentences: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "no_bos.model"
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(sentences),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=100,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    with pytest.raises(DataError, match="no beginning-of-sequence token"):
+        _ = Tokenizer.load(path).bos

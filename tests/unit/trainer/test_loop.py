@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from qpack.trainer.data import prepare
 from qpack.trainer.data.shards import tokenize
 from qpack.trainer.loop import train
 
 from qpack.checkpoint import build_model, read_checkpoint
-from qpack.errors import ConfigError, DataError, OutputExistsError
+from qpack.errors import ConfigError, DataError, OutputExistsError, ResourceError
 from qpack.eval.bpb import score
 from qpack.plugins import TRAINERS, load_plugin
 from qpack.tokenizer import Tokenizer
@@ -154,3 +155,21 @@ def test_nothing_is_overwritten_unasked(config: dict[str, Any]) -> None:
     assert config["out"].read_bytes() == b"mine"
     train(config | {"force": True, "max_steps": 1})
     assert read_checkpoint(config["out"]).architecture == "gpt"
+
+
+def test_metrics_that_cannot_be_written(config: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(ResourceError, match="cannot write"):
+        train(config | {"metrics": folder, "force": True})
+
+
+def test_from_text_to_checkpoint(
+    config: dict[str, Any], tmp_path: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [f"{text} Number {i}." for i in range(20) for text in sentences]
+    monkeypatch.setitem(prepare.SOURCES, "sentences", lambda: documents)
+    made = {name: tmp_path / name for name in ("train", "val", "tokenizer")}
+    result = train(config | made | {"text": "sentences", "max_steps": 2})
+    assert result.score is not None
+    assert result.score.bytes == sum(len(text.encode()) for text in documents[10::20])

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from qpack.trainer.data.shards import tokenize
 
+from qpack.errors import DataError
 from qpack.tokenizer import Tokenizer
 
 
@@ -16,3 +20,9 @@ def test_each_document_follows_a_bos(tokenizer: Tokenizer, sentences: list[str])
 
 def test_no_documents(tokenizer: Tokenizer) -> None:
     assert tokenize([], tokenizer).tolist() == []
+
+
+def test_more_tokens_than_a_shard_can_name(tokenizer: Tokenizer) -> None:
+    huge = replace(tokenizer, piece_bytes=np.zeros(65_537, dtype=np.int64))
+    with pytest.raises(DataError, match="65,537"):
+        tokenize(["a"], huge)

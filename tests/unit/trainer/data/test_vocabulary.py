@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from qpack.trainer.data.vocabulary import train_tokenizer
 
-from qpack.errors import ConfigError, DataError, OutputExistsError
+from qpack.errors import ConfigError, DataError, OutputExistsError, SetupError
 
 WORDS = "the of and model text token byte budget weight report scale window stride"
 TEXTS = [f"{a} {b} {i}" for i, a in enumerate(WORDS.split()) for b in WORDS.split()]
@@ -59,3 +60,9 @@ def test_more_pieces_than_the_text_has(tmp_path: Path) -> None:
 def test_no_text(tmp_path: Path, texts: list[str]) -> None:
     with pytest.raises(DataError, match="no text"):
         train_tokenizer(texts, tmp_path / "a.model", vocab_size=300)
+
+
+def test_without_sentencepiece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(SetupError, match="need the package sentencepiece"):
+        train_tokenizer(TEXTS, tmp_path / "a.model", vocab_size=300)
