@@ -25,9 +25,7 @@ from qpack.artifact.writer import write_pieces
 from qpack.errors import CheckpointError
 from qpack.plugins import ARCHITECTURES, load_plugin
 from qpack.tensors import Contents
-from qpack.torch_tensors import check_dtypes, to_raw, to_torch
-from qpack.torch_tensors import dtype_name as dtype_name  # both also for this module's users
-from qpack.torch_tensors import tensor_bytes as tensor_bytes
+from qpack.torch_tensors import check_dtypes, dtype_name, tensor_bytes, to_raw, to_torch
 
 ARCHITECTURE, CONFIG, ALIASES = "qpack.architecture", "qpack.config", "qpack.aliases"
 IMPORT_HINT = "qpack import FILE -o model.safetensors"
