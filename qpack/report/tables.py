@@ -38,8 +38,8 @@ def format_bytes(num_bytes: int) -> str:
 
 
 def describe_bytes(num_bytes: int) -> str:
-    """`11,996,482 B (12.00 MB, 11.44 MiB)`: bytes first, and both units by name."""
-    if num_bytes < 10_000:
+    """`11,996,482 B (12.00 MB, 11.44 MiB)`: bytes first, then both units by name if large."""
+    if num_bytes < 100_000:
         return format_bytes(num_bytes)
     return f"{format_bytes(num_bytes)} ({num_bytes / 1e6:.2f} MB, {num_bytes / 2**20:.2f} MiB)"
 

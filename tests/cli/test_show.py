@@ -57,12 +57,12 @@ def test_score() -> None:
 
 def test_facts() -> None:
     document = {
-        "schema": "x/1", "file_bytes": 12_000, "form": "pyz", "sha256_expected": None,
+        "schema": "x/1", "file_bytes": 120_000, "form": "pyz", "sha256_expected": None,
         "decoder": {"status": "unmodified", "num_lines": 1_300}, "requires": ["brotli", "zstd"],
         "unmodified": True, "streams": [{}], "files": [], "metadata": {"a": "b"},
     }  # fmt: skip
     assert show_facts(document).splitlines() == [
-        "file bytes         12,000 B (0.01 MB, 0.01 MiB)",
+        "file bytes         120,000 B (0.12 MB, 0.11 MiB)",
         "form               pyz",
         "decoder status     unmodified",
         "decoder num lines  1,300",

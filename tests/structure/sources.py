@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,13 +61,14 @@ def parse(text: str, *, path: str = "qpack/made_up.py") -> Source:
     return Source(path, module, is_package, text, ast.parse(text))
 
 
-def sources() -> list[Source]:
+@functools.cache
+def sources() -> tuple[Source, ...]:
     """Every file of the three folders."""
-    return [
+    return tuple(
         parse(path.read_text(encoding="utf-8"), path=str(path.relative_to(ROOT)))
         for folder in FOLDERS
         for path in sorted((ROOT / folder).rglob("*.py"))
-    ]
+    )
 
 
 def num_lines(function: Function) -> int:
