@@ -24,7 +24,7 @@ help:
 
 demo: $(VENV)/.installed-pack
 	$(VENV)/bin/qpack demo --out $(DEMO_DIR) --force
-	@echo "qpack is $(VENV)/bin/qpack; the model decodes itself: python $(DEMO_DIR)/model.pyz"
+	@echo "qpack is $(VENV)/bin/qpack; the model decodes itself: $(VENV)/bin/python $(DEMO_DIR)/model.pyz"
 
 test: lint types unit
 
