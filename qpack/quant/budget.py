@@ -33,7 +33,10 @@ GOOD_USE, ENOUGH_USE, PATIENCE = 0.9993, 0.999, 3
 ENOUGH_USE from the third real probe on, as a codec's noise may allow no better."""
 
 ESTIMATE_TOLERANCE = 1e-4
-MAX_ESTIMATES, MAX_ENCODES = 24, 16
+MAX_ESTIMATES, MAX_ENCODES = 12, 12
+
+NEAR, LEAST_MOVE = 0.5, 1e-4
+"""Octaves of the knob: real probes this near define a straight line; the next is this far off."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,28 +94,20 @@ def search(
 
 
 def _settle_continuous(probes: _Probes) -> SearchResult:
-    """Alternate: solve the estimated curve for the budget, encode, correct the curve's offset."""
-    budget, misses = probes.budget_bytes, 0
-    ratio = probes.ratio or CODEC_OVER_ENTROPY
-    tried: set[float] = set()
-    for _ in range(MAX_ENCODES):
-        target = budget * max(0.0, 1.0 - AIM * 2.0**misses) / ratio
-        value = probes.solve(target)
-        if value in tried:  # the curve is flat here: nothing finer can be aimed at
-            misses += 1
-            continue
-        tried.add(value)
-        size = probes.encoded(value)
-        ratio = size / probes.estimated(value)
-        if size > budget:
-            misses += 1
-        if probes.use() >= (GOOD_USE if len(tried) < PATIENCE else ENOUGH_USE):
+    """Encode where the curve should meet the budget, correct the curve, and again."""
+    misses = 0
+    for count in range(1, MAX_ENCODES + 1):
+        target = probes.budget_bytes * max(0.5, 1.0 - AIM * 2.0**misses)
+        value = probes.aim(target)
+        if ("codec", value) in probes.sizes:  # nothing between what fits and what does not
+            break
+        misses += probes.encoded(value) > probes.budget_bytes
+        if probes.use() >= (GOOD_USE if count < PATIENCE else ENOUGH_USE):
             break
     best = probes.best_fit()
     if best is None:
-        coarse = probes.ends[0]
-        probes.encoded(coarse)
-        best = coarse
+        best = probes.ends[0]
+        probes.encoded(best)
     return probes.result(best, "the finest value found whose encoded file fits")
 
 
@@ -189,25 +184,56 @@ class _Probes:
         )
         return size
 
+    def fineness(self, value: float) -> float:
+        """u of a knob value, in octaves."""
+        u = math.log2(value)
+        return u if self.knob.finer_upwards else -u
+
+    def value_at(self, u: float) -> float:
+        """The knob value of fineness u, to six digits."""
+        return float(f"{2.0 ** (u if self.knob.finer_upwards else -u):.6g}")
+
+    def points(self, kind: str) -> list[tuple[float, int]]:
+        """(fineness, bytes) of all probes of a kind, coarsest first."""
+        return sorted((self.fineness(v), n) for (k, v), n in self.sizes.items() if k == kind)
+
+    def aim(self, target: float) -> float:
+        """Where the real size should be `target`: between what is known to fit and not to.
+
+        Real probes on both sides, or two near each other, give a straight line. Before that, the
+        estimated curve is solved with the real-to-estimated ratio of the last real probe.
+        """
+        real = self.points("codec")
+        low = max((p for p in real if p[1] <= self.budget_bytes), default=None)
+        high = min((p for p in real if p[1] > self.budget_bytes), default=None)
+        if low is not None and high is not None:
+            margin = 0.1 * (high[0] - low[0])
+            u = min(max(_on_line(low, high, target), low[0] + margin), high[0] - margin)
+        else:
+            near = sorted(real, key=lambda p: abs(p[1] - target))[:2]
+            if len(near) == 2 and abs(near[0][0] - near[1][0]) <= NEAR:
+                u = _on_line(near[0], near[1], target)
+            else:
+                u = self.fineness(self.solve(target / (self.ratio or CODEC_OVER_ENTROPY)))
+            if low is not None:
+                u = max(u, low[0] + LEAST_MOVE)
+            if high is not None:
+                u = min(u, high[0] - LEAST_MOVE)
+        coarse, fine = (self.fineness(end) for end in self.ends)
+        return self.value_at(min(max(u, coarse), fine))
+
     def solve(self, target: float) -> float:
         """The knob value whose estimate comes just under `target` bytes: bracketed secant steps."""
-        sign = 1.0 if self.knob.finer_upwards else -1.0
-        points = sorted(
-            (sign * math.log2(value), size)
-            for (kind, value), size in self.sizes.items()
-            if kind == "entropy"
-        )
+        points = self.points("entropy")
         below = max((p for p in points if p[1] <= target), default=points[0])
         above = min((p for p in points if p[1] > target), default=points[-1])
         for _ in range(MAX_ESTIMATES):
             width = above[0] - below[0]
-            if target - below[1] <= ESTIMATE_TOLERANCE * target or width <= 1e-6:
+            if target - below[1] <= ESTIMATE_TOLERANCE * target or width <= 1e-5:
                 break
             share = (target - below[1]) / max(1, above[1] - below[1])
-            # Aim a little under the target, and stay off the ends, so that both sides move.
-            u = below[0] + width * min(0.95, max(0.05, share - 2e-5 / max(width, 1e-3)))
-            value = float(f"{2.0 ** (sign * u):.6g}")
-            u = sign * math.log2(value)
+            value = self.value_at(below[0] + width * min(0.95, max(0.05, share)))
+            u = self.fineness(value)
             if not below[0] < u < above[0]:
                 break
             size = self.estimated(value)
@@ -215,7 +241,7 @@ class _Probes:
                 below = (u, size)
             else:
                 above = (u, size)
-        return float(f"{2.0 ** (sign * below[0]):.6g}")
+        return self.value_at(below[0])
 
     def best_fit(self) -> float | None:
         """The value of the largest encoded file that fits."""
@@ -234,3 +260,9 @@ class _Probes:
             reason=reason,
             probes=tuple(self.log),
         )
+
+
+def _on_line(first: tuple[float, int], second: tuple[float, int], size: float) -> float:
+    """Where the line through two (fineness, bytes) points reaches `size`."""
+    (u0, size0), (u1, size1) = first, second
+    return u0 if size0 == size1 else u0 + (size - size0) * (u1 - u0) / (size1 - size0)
