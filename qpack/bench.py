@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from qpack import __version__
 from qpack.artifact.contents import Group, group
 from qpack.artifact.encode import encode
 from qpack.artifact.layout import INTEGERS
@@ -22,7 +23,7 @@ from qpack.codec.base import Codec
 from qpack.codec.entropy import zero_order_bits
 from qpack.codec.registry import resolve
 from qpack.codec.select import Choices
-from qpack.environment import hardware, packages
+from qpack.environment import commit, hardware, packages
 from qpack.errors import ArtifactError
 from qpack.eval.bpb import compare
 from qpack.fit import Fitter
@@ -72,6 +73,8 @@ def bench_codecs(
         / sum(p.stream.array.size for p in parts),
         "hardware": hardware(torch.device("cpu")),
         "packages": packages(),
+        "qpack_version": __version__,
+        "commit": commit(),
     }
 
 
@@ -118,6 +121,8 @@ def bench_bits(
         "inputs": inputs.sources,
         "hardware": hardware(inputs.device),
         "packages": packages(),
+        "qpack_version": __version__,
+        "commit": commit(),
     }
 
 

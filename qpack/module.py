@@ -53,7 +53,8 @@ def pack(
     log = RunLog(progress)
     path = Path(out)
     tensors, aliases = untied(module)
-    plan = _checked_plan(module, tensors, aliases, path, budget, recipe, knob, force)
+    _check_request(path, budget, force=force)
+    plan = _make_plan(module, tensors, aliases, recipe, knob)
     chosen = resolve(codecs, stdlib_only=False)
     for warning in plan.warnings:
         log.warn(warning)
@@ -137,28 +138,30 @@ def output_error(
     return wrong / total if total else 0.0
 
 
-def _checked_plan(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    aliases: Mapping[str, str],
-    path: Path,
-    budget: int,
-    recipe: Recipe | str | Path | None,
-    knob: str | None,
-    force: bool,
-) -> Plan:
-    """Everything that can be wrong before any work."""
+def _check_request(path: Path, budget: int, *, force: bool) -> None:
     form_of(path)
     if budget < 1:
         raise ConfigError(f"budget = {budget}: expected at least 1 byte")
     if path.exists() and not force:
         raise OutputExistsError("the output exists", items=[str(path)], hint="pass force=True")
+    if not path.parent.is_dir():
+        raise ConfigError("no such folder to write to", items=[str(path.parent)])
+
+
+def _make_plan(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
+    recipe: Recipe | str | Path | None,
+    knob: str | None,
+) -> Plan:
+    """The checked plan of `module` under a recipe given as a value, a file, or not at all."""
+    check_dtypes(tensors)
+    check_finite(tensors)
     if recipe is None:
         recipe = default_recipe()
     elif not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
-    check_dtypes(tensors)
-    check_finite(tensors)
     return make_plan(tensors, classify(module), aliases, recipe.with_knob(knob) if knob else recipe)
 
 

@@ -70,7 +70,7 @@ def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
         )
         with log.measured("score"):
             scores = score_decoded(inputs, product, options, log)
-        report = build_report(options, inputs, statistics, product, scores, log)
+        report = build_report(options, inputs, statistics, product, scores=scores, log=log)
     write_report(report, options.report, force=options.force)
     return report
 

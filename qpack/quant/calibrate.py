@@ -48,7 +48,9 @@ def collect(
     parameters = dict(model.named_parameters())
     with _evaluating(model), torch.no_grad():
         groups = find_groups(model, parameters, batches[0][:1].to(device))
-        sums, counts = _accumulate(model, parameters, groups, batches, device, progress)
+        sums, counts = _accumulate(
+            model, parameters, groups, batches, device=device, progress=progress
+        )
     _all_reduce(sums, counts)
     _check_finite(sums, groups)
     return Statistics(
@@ -102,6 +104,7 @@ def _accumulate(
     parameters: Mapping[str, Tensor],
     groups: dict[str, list[str]],
     batches: Sequence[Tensor],
+    *,
     device: torch.device | str,
     progress: Progress,
 ) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -14,7 +14,7 @@ from qpack.artifact.layout import MAJOR, MINOR
 from qpack.codec import filters
 from qpack.codec.registry import codecs
 from qpack.codec.select import Trial
-from qpack.environment import hardware, packages
+from qpack.environment import commit, hardware, packages
 from qpack.eval.bpb import Score
 from qpack.inputs import Inputs
 from qpack.options import PackOptions
@@ -35,6 +35,7 @@ def build_report(
     inputs: Inputs,
     statistics: Statistics,
     product: Product,
+    *,
     scores: tuple[Score, Score],
     log: RunLog,
 ) -> dict[str, Any]:
@@ -127,6 +128,7 @@ def run_sections(device: torch.device, reason: str, log: RunLog) -> dict[str, An
     """Versions, machine, stages and warnings of a run."""
     return {
         "qpack_version": __version__,
+        "commit": commit(),
         "format_version": f"{MAJOR}.{MINOR}",
         "hardware": hardware(device),
         "packages": packages(),
