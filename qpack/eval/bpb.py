@@ -31,8 +31,8 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 """Tokens of one forward pass: on a CPU more of them leave its caches and run slower."""
 LOGITS_BYTES = 1 << 30
 """Most bytes of float32 logits that one forward pass may give."""
-BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Logits reduced at a time in float64: 2 MiB stays in a core's cache."""
+BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 26}
+"""Logits reduced at a time in float64: 1 MiB stays in a core's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,10 +178,12 @@ def _accumulate(
             skip = group[0].skip
             logits = [_logits(model, inputs)[:, skip:] for model in models]
             for rows, goal in _blocks(logits, targets[:, skip:]):
-                logs = [row.to(precise).log_softmax(-1) for row in rows]
+                logs = [row.log_softmax(-1, dtype=precise) for row in rows]
                 nats -= torch.stack([log.gather(-1, goal[:, None]).sum() for log in logs])
                 if len(logs) == 2:
-                    divergence += (logs[0].exp() * (logs[0] - logs[1])).sum()
+                    # In place: half the memory traffic of the plain formula.
+                    fall = logs[1].sub_(logs[0])
+                    divergence -= torch.dot(logs[0].exp_().flatten(), fall.flatten())
             task.advance(targets[:, skip:].numel())
     return nats.tolist(), float(divergence)
 
