@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qpack.trainer.config import RULES, TrainConfig
 
 from qpack.errors import ConfigError
+from qpack.trainer.config import RULES, TrainConfig
 
 LEAST: dict[str, Any] = {
     "model": {"vocab_size": 300},

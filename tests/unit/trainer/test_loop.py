@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from qpack.trainer.data import prepare
-from qpack.trainer.data.shards import tokenize
-from qpack.trainer.loop import train
 
 from qpack.checkpoint import build_model, read_checkpoint
 from qpack.errors import ConfigError, DataError, OutputExistsError, ResourceError
@@ -18,6 +15,9 @@ from qpack.eval.bpb import score
 from qpack.plugins import TRAINERS, load_plugin
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard, sha256_file, write_shard
+from qpack.trainer.data import prepare
+from qpack.trainer.data.shards import tokenize
+from qpack.trainer.loop import train
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from qpack.trainer.config import TrainConfig
 from qpack.trainer.model.gpt import build
 from qpack.trainer.optimizer import lr_scale, make_optimizer, parameter_groups, set_lr_scale

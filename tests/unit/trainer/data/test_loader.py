@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from qpack.trainer.data.loader import Loader
 
 from qpack.errors import DataError
+from qpack.trainer.data.loader import Loader
 
 
 def counting(size: int) -> np.ndarray:

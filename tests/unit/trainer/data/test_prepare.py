@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from qpack.trainer.data import prepare as module
-from qpack.trainer.data.prepare import prepare
 
 from qpack.errors import ConfigError
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard
+from qpack.trainer.data import prepare as module
+from qpack.trainer.data.prepare import prepare
 
 WORDS = [
     "the",

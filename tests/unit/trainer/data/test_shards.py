@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from qpack.trainer.data.shards import tokenize
 
 from qpack.errors import DataError
 from qpack.tokenizer import Tokenizer
+from qpack.trainer.data.shards import tokenize
 
 
 def test_each_document_follows_a_bos(tokenizer: Tokenizer, sentences: list[str]) -> None:

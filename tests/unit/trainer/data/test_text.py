@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from qpack.trainer.data.text import deduplicated, split_documents, standard_library_documents
 
 from qpack.errors import DataError
+from qpack.trainer.data.text import deduplicated, split_documents, standard_library_documents
 
 LONG = "A paragraph that is long enough to be a document of its own. " * 4
 

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from qpack.trainer.data.vocabulary import train_tokenizer
 
 from qpack.errors import ConfigError, DataError, OutputExistsError, SetupError
+from qpack.trainer.data.vocabulary import train_tokenizer
 
 WORDS = "the of and model text token byte budget weight report scale window stride"
 TEXTS = [f"{a} {b} {i}" for i, a in enumerate(WORDS.split()) for b in WORDS.split()]
