@@ -75,7 +75,7 @@ def quality(report: Report) -> str:
     """How the two scores were taken."""
     q = report["quality"]
     rows = [
-        (name, format_cell(part["nats"]), f"{part['bpb']:.6f}")
+        (name, f"{part['nats']:,.3f}", f"{part['bpb']:.6f}")
         for name, part in (("float", q["float"]), ("decoded", q["decoded"]))
     ]
     text = (
@@ -90,10 +90,11 @@ def search(report: Report) -> str:
     """What the knob was set to, why, and every size that was tried."""
     knob = report["knob"]
     text = (
-        f"`{knob['name']}` = {format_float(knob['value'])}, searched from "
+        f"`{knob['name']}` = {knob['value']:.6g}, searched from "
         f"{format_float(knob['low'])} to {format_float(knob['high'])}: {knob['reason']}."
     )
-    return f"## Search\n\n{text}\n\n{table(report['probes'])}"
+    probes = [{**probe, "value": f"{probe['value']:.6g}"} for probe in report["probes"]]
+    return f"## Search\n\n{text}\n\n{table(probes)}"
 
 
 def ledger(report: Report) -> str:
