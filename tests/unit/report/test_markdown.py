@@ -29,7 +29,8 @@ def test_the_headline_comes_first() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "## Quality", "| float | 83,000.500 | 1.533904 |", "32,768 tokens, 78,000 bytes of text", "## Search", "`k` = 12.85",
+        "## Quality", "| float | 83,000.500 | 1.533904 |",
+        "32,768 tokens, 78,000 bytes of text", "## Search", "`k` = 12.85",
         "| **total** | 11,996,482 |", "### Codecs tried", "| tok\\|emb | 1,024 x 512 | int |",
         "| scale | scalar | raw | float16 | - |", "| calibrate | 38.1 | 2,000,000,000 |",
         "- fallback: tensor blocks.9.mlp.fc, reason singular Hessian", "qpack pack m.safetensors",
