@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from qpack.cli import environment
 
+from qpack.cli import environment
 from qpack.errors import SetupError
 
 from .conftest import Runner

@@ -10,11 +10,11 @@ import types
 from pathlib import Path
 
 import pytest
+
+from qpack import errors
 from qpack.cli.command import invoke
 from qpack.cli.output import Output
 from qpack.cli.settings import Settings
-
-from qpack import errors
 
 from .conftest import Runner
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer.rich_utils
+
 from qpack.cli.main import build
 
 from .conftest import Runner

@@ -10,11 +10,12 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+
 from qpack.cli.import_checkpoint import parse_assignments, read_config
 from qpack.cli.options import check_input, check_output, parse_bytes, split_names
-
 from qpack.errors import ConfigError, InputError, OutputExistsError
 from qpack.options import PackOptions
+from tests.unit.report import example
 
 from .conftest import Runner
 
@@ -178,3 +179,23 @@ def test_a_bad_budget_is_a_usage_error(qpack: Runner, budget: str) -> None:
     outcome = qpack(*arguments, "--calib", "self", "-o", "m.qpk", "--json")
     assert outcome.code == 2
     assert json.loads(outcome.err)["error"] == "UsageError"
+
+
+def test_demo_options(qpack: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not given is the demo's own default, not one of the command line."""
+    seen: list[dict[str, Any]] = []
+
+    def run(out_dir: Path, *, progress: Any, **options: Any) -> dict[str, Any]:
+        seen.append({"out": out_dir, **options})
+        return example.report()
+
+    monkeypatch.setattr("qpack.demo.run_demo", run)
+    outcome = qpack("demo")
+    assert outcome.code == 0, outcome.err
+    assert "99.97 % of 12,000,000 B" in outcome.out
+    assert outcome.err == "next: qpack inspect out/model.pyz\n"
+    assert qpack("demo", "-o", "d", "--budget", "1MB", "--train-seconds", 5, "--force").code == 0
+    assert seen == [
+        {"out": Path("runs/demo"), "train_seconds": 120.0, "force": False},
+        {"out": Path("d"), "train_seconds": 5.0, "force": True, "budget_bytes": 1_000_000},
+    ]

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from qpack.cli.output import Output
 from qpack.cli.progress import Bars, Lines, Messages, Meter, choose_progress, describe
 from qpack.cli.settings import ProgressMode, Settings

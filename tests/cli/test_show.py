@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from qpack.cli.import_checkpoint import show_import
 from qpack.cli.show import shorten, show_facts, show_pack, show_plan, show_score
-
 from tests.unit.report.example import report
 
 

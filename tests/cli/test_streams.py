@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from qpack.cli.output import Output
 from qpack.cli.settings import ProgressMode, Settings, use_color
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from qpack.cli.main import build
 
 from .sources import ROOT
