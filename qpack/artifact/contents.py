@@ -71,7 +71,12 @@ def check_contents(contents: Contents) -> None:
             for f in contents.files
         ),
     )
-    offenders += rules.count_problems(layout)
+    offenders += rules.count_problems(
+        streams=0,
+        tensors=len(contents.tensors) + len(contents.aliases),
+        metadata=len(contents.metadata),
+        files=len(contents.files),
+    )
     offenders += rules.name_problems(layout)
     if offenders:
         raise CheckpointError("contents that an artifact cannot hold", items=offenders)

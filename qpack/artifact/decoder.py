@@ -59,12 +59,10 @@ def digest64(data: bytes) -> bytes:
 
 def parse(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """Header and segments, with everything checked but the values in the segments."""
-    require(data[:8] == b"\x89QPK\r\n\x1a\n", "this is not a .qpk file")
-    require(len(data) >= 60, "the file is truncated")
+    require(data[:8] == b"\x89QPK\r\n\x1a\n" and len(data) >= 60, "this is not a .qpk file")
     major, minor, stored, decoded, digest = struct.unpack_from("<HHII8s", data, 8)
     require(major == 1, f"format version {major}.{minor}, this decoder reads 1.x")
-    require(max(stored, decoded) <= MIB, "the header is too large")
-    require(60 + stored <= len(data), "the file is truncated")
+    require(max(stored, decoded) <= MIB and 60 + stored <= len(data), "its header is too large")
     require(digest64(data[28 : 28 + stored]) == digest, "the header is damaged")
     header = parse_json(data[28 : 28 + stored], decoded, minor)
     check_rows(header)
@@ -75,9 +73,8 @@ def parse(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
         segments.append(data[position : position + row[4]])
         position += row[4]
     require(position + 32 == len(data), "its segments do not fill the file")
-    for index, segment in enumerate(segments):
-        good = digest64(segment).hex() == header["streams"][index][6]
-        require(good, f"segment {index} is damaged")
+    for row, segment in zip(header["streams"], segments, strict=True):
+        require(digest64(segment).hex() == row[6], f"a segment ({row[0]} {row[1]}) is damaged")
     require(hashlib.sha256(data[:-32]).digest() == data[-32:], "the file is damaged")
     return header, segments
 
@@ -133,7 +130,8 @@ def check_rows(header: dict[str, Any]) -> None:
 
 def check_names(header: dict[str, Any]) -> None:
     """Names are printable, of fair length and unique; aliases lead to tensors."""
-    names, aliases = [row[0] for row in header["tensors"]], header["aliases"]
+    files, aliases = header["files"], header["aliases"]
+    names = [row[0] for row in header["tensors"]]
     for name in (*names, *aliases, *header["metadata"]):
         good = not any(low <= ord(c) <= high for c in name for low, high in UNPRINTABLE)
         good = good and 1 <= len(name.encode()) <= 512 and ".." not in name.split("/")
@@ -144,12 +142,11 @@ def check_names(header: dict[str, Any]) -> None:
     require({*aliases.values()} <= {*names}, "an alias leads nowhere")
     texts = "".join(header["metadata"].values())
     require(not any("\ud800" <= c <= "\udfff" for c in texts), "metadata is not Unicode text")
-    for name, role, *_ in header["files"]:
+    for name, role, *_ in files:
         good = name.isascii() and all(c.isalnum() or c in "._-" for c in name)
         good = good and 1 <= len(name) <= 255 and name[0] not in ".-"
         require(good and role in ("code", "tokenizer"), f"file {name!a} is not allowed")
-    folded = {row[0].lower() for row in header["files"]}
-    require(len(folded) == len(header["files"]), "two files have one name")
+    require(len({row[0].lower() for row in files}) == len(files), "two files have one name")
 
 
 def check_streams(header: dict[str, Any], file_bytes: int) -> None:
@@ -165,12 +162,10 @@ def check_streams(header: dict[str, Any], file_bytes: int) -> None:
             parts.append((kinds.index(kind), kind, row[1][cut]))
     sizes = [-1] * len(streams)
     for index, kind, shape in parts:
-        good = index < len(streams) and kinds[index] == kind
-        require(good, "a tensor or file is in no stream of its kind")
+        require(index < len(kinds) and kinds[index] == kind, "a member is in no stream of its kind")
         sizes[index] = max(sizes[index], 0) + math.prod(shape) * WIDTHS[streams[index][1]]
     for row, size in zip(streams, sizes, strict=True):
-        good = row[5] == size and (row[4] == 0) == (size == 0)
-        require(good, "a stream is not as large as its members")
+        require(row[5] == size and (row[4] == 0) == (size == 0), "a stream has another size")
     total = sum(row[5] for row in streams)
     require(total <= min(4 << 30, 1024 * file_bytes), f"{total} decoded bytes are too many")
 
@@ -314,8 +309,7 @@ def run(arguments: list[str] | None) -> None:
     parser.add_argument("--files", metavar="DIR", help="also write the embedded files here")
     parser.add_argument("--force", action="store_true", help="overwrite outputs")
     options = parser.parse_args(arguments)
-    path = os.path.join(loader.archive, "model.qpk") if inside else options.model
-    data = loader.get_data(path)
+    data = loader.get_data(os.path.join(loader.archive, "model.qpk") if inside else options.model)
     if options.output is None:
         print(describe(data))
         return
@@ -326,8 +320,7 @@ def run(arguments: list[str] | None) -> None:
     existing = [path for path in outputs if os.path.lexists(path)]
     if existing and not options.force:
         raise StopError(3, f"{', '.join(existing)} exists: --force overwrites")
-    if options.files is not None:
-        os.makedirs(options.files, exist_ok=True)
+    os.makedirs(options.files or os.curdir, exist_ok=True)
     for path, content in outputs.items():
         save(path, content)
 

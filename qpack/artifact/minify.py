@@ -67,7 +67,7 @@ def minified(source: bytes) -> bytes:
         ) from error
     text: str = python_minifier.minify(
         source,
-        remove_literal_statements=True,  # none where the source reads __doc__
+        remove_literal_statements=b"__doc__" not in source,
         remove_annotations=False,
         rename_globals=False,
         remove_asserts=False,

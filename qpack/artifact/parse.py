@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from qpack.artifact import layout as lay
+from qpack.artifact import rules
 from qpack.artifact.limits import INTEGER_MAX, JSON_DEPTH_MAX
 from qpack.errors import CorruptError, TooLargeError
 
@@ -28,6 +29,7 @@ def parse_header(text: bytes, minor: int) -> lay.Layout:
         raise CorruptError("header has keys that its version does not define", items=unknown)
     if any(_deeper(header[key], JSON_DEPTH_MAX - 1) for key in unknown):
         raise TooLargeError(f"header is nested deeper than {JSON_DEPTH_MAX}")
+    _check_counts(header)
     return lay.Layout(
         streams=_rows(header["streams"], "streams", _stream),
         tensors=_rows(header["tensors"], "tensors", _tensor),
@@ -36,6 +38,21 @@ def parse_header(text: bytes, minor: int) -> lay.Layout:
         metadata=_strings(header["metadata"], "metadata"),
         requires=_rows(header["requires"], "requires", _string),
     )
+
+
+def _check_counts(header: dict[str, Any]) -> None:
+    """Count before looking at anything: what is too much is refused at once."""
+    counts = {key: len(header[key]) for key in KEYS if isinstance(header[key], list | dict)}
+    over = list(
+        rules.count_problems(
+            streams=counts.get("streams", 0),
+            tensors=counts.get("tensors", 0) + counts.get("aliases", 0),
+            metadata=counts.get("metadata", 0),
+            files=counts.get("files", 0),
+        )
+    )
+    if over:
+        raise TooLargeError("artifact is over the reader's limits", items=over)
 
 
 def _load(text: bytes) -> Any:
