@@ -44,10 +44,13 @@ def packages() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree that runs, `+` where it was changed; None if installed."""
+    """The commit of the source tree that runs, `+` where it was changed.
+
+    Where no checkout is at hand (an installed wheel): what `QPACK_COMMIT` says, else None.
+    """
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists() or shutil.which("git") is None:
-        return None
+        return os.environ.get("QPACK_COMMIT")
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
