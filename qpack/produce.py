@@ -76,8 +76,10 @@ def produce(
     """
     with log.measured("prepare"):
         quantizer = Quantizer(tensors, plan, statistics, device=device, progress=log)
+        kinds = {entry.name: entry.kind for entry in plan.tensors}
         for name, reason in quantizer.fallbacks.items():
-            log.warn(f"{name}: {reason}")
+            tell = log.note if kinds[name] == "embedding" else log.warn
+            tell(f"{name}: {reason}")
     with log.measured("fit to budget"):
         fitter = Fitter(
             quantizer,

@@ -132,7 +132,7 @@ class Quantizer:
             if rule.solver == "rtn" or self._statistics is None:
                 continue
             if H is None:
-                self.fallbacks[entry.name] = "rounded to nearest: no product with it was calibrated"
+                self.fallbacks[entry.name] = _without_hessian(entry)
                 continue
             leader = self._statistics.members[entry.name]
             key = (leader, rule.damping, rule.act_order, rule.knob)
@@ -244,6 +244,12 @@ def _restore(solved: Tensor, place: _Place) -> Tensor:
     restored = torch.empty_like(part)
     restored[place.order] = part
     return restored.T
+
+
+def _without_hessian(entry: TensorPlan) -> str:
+    if entry.kind == "embedding":
+        return "rounded to nearest: a table that is only looked up has no input to weigh errors by"
+    return "rounded to nearest: calibration never saw a product with it"
 
 
 def symbol_limit(rule: Rule) -> float:
