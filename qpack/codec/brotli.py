@@ -1,11 +1,19 @@
-"""Codec 3: brotli, quality 11 and a 16 MiB window. The best general codec for small integers."""
+"""Codec 3: brotli with a 16 MiB window. The best general codec for small integers.
+
+Quality 11 is for text. On quantized weights 10 gives the same size to 0.02 %, as often smaller, in
+two thirds of the time, so short data is encoded with both and long data as a sample of it says.
+"""
 
 from __future__ import annotations
 
 from qpack.codec.base import damaged, need
 
-QUALITY = 11
+QUALITIES = (10, 11)
 WINDOW_LOG = 24
+SHORT_BYTES = 1 << 20
+SAMPLE_BYTES = 1 << 17
+WORTHWHILE = 0.9995
+"""What the sample must shrink to at quality 11, of its size at 10, to be worth the time."""
 PIECE_BYTES = 1 << 20
 """Output asked for at a time: the decoder's own limit is soft, by about as much again."""
 
@@ -19,8 +27,17 @@ class Brotli:
 
     def encode(self, data: bytes) -> bytes:
         """One brotli stream."""
+        if len(data) <= SHORT_BYTES:
+            return min((self._compress(data, quality) for quality in QUALITIES), key=len)
+        start = (len(data) - SAMPLE_BYTES) // 2
+        sample = data[start : start + SAMPLE_BYTES]
+        fast, thorough = (len(self._compress(sample, quality)) for quality in QUALITIES)
+        return self._compress(data, QUALITIES[thorough < WORTHWHILE * fast])
+
+    @staticmethod
+    def _compress(data: bytes, quality: int) -> bytes:
         brotli = need("brotli")
-        return bytes(brotli.compress(data, quality=QUALITY, lgwin=WINDOW_LOG))
+        return bytes(brotli.compress(data, quality=quality, lgwin=WINDOW_LOG))
 
     def decode(self, data: bytes, *, decoded_bytes: int) -> bytes:
         """Decode piece by piece, counting, and insist that the stream ends where it should."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qpack.codec import brotli
 from qpack.codec.base import Codec
 from qpack.codec.registry import codecs, resolve
 from qpack.codec.xz import dict_bytes
@@ -102,3 +103,17 @@ def test_a_missing_package_is_named(codec: str, package: str) -> None:
     with pytest.raises(SetupError, match=f"pip install {package}"):
         resolve([codec])
     assert [c.name for c in resolve(None, stdlib_only=True)] == ["store", "lzma", "lzma-raw"]
+
+
+@pytest.mark.parametrize(("shrinks_to", "quality"), [(0.9, 11), (0.9999, 10), (1.1, 10)])
+def test_brotli_takes_the_time_where_a_sample_says_so(
+    monkeypatch: pytest.MonkeyPatch, shrinks_to: float, quality: int
+) -> None:
+    def compress(data: bytes, asked: int) -> bytes:
+        if len(data) > brotli.SAMPLE_BYTES:
+            return bytes([asked])
+        return bytes(int(10_000 * (shrinks_to if asked == 11 else 1)))
+
+    monkeypatch.setattr(brotli.Brotli, "_compress", staticmethod(compress))
+    assert brotli.Brotli().encode(bytes(brotli.SHORT_BYTES + 1)) == bytes([quality])
+    assert len(brotli.Brotli().encode(b"short")) == int(10_000 * min(shrinks_to, 1))
