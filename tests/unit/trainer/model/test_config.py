@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from qpack.trainer.model.config import GPTConfig
 
 from qpack.errors import ConfigError
+from qpack.trainer.model.config import GPTConfig
 
 from .tiny import CONFIG
 

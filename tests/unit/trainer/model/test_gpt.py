@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from qpack.trainer.model.gpt import GPT, build
-from qpack.trainer.model.init import initialize
 
 from qpack.errors import ConfigError
+from qpack.trainer.model.gpt import GPT, build
+from qpack.trainer.model.init import initialize
 
 from . import reference
 from .tiny import CONFIG, some_tokens, tiny

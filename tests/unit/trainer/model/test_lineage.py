@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from qpack.trainer.model.lineage import import_state
 from torch import Tensor
 
 from qpack.errors import CheckpointError, ConfigError
+from qpack.trainer.model.lineage import import_state
 
 from .test_gpt import VARIANTS, variant_id
 from .tiny import CONFIG, tiny

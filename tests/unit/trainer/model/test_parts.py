@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from qpack.trainer.model.attention import attend
 from qpack.trainer.model.bigram import bigram_rows
 from qpack.trainer.model.layers import Embedding, Linear, rms_norm, shift

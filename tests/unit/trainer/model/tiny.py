@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from qpack.trainer.model.gpt import GPT, build
 from torch import Tensor
+
+from qpack.trainer.model.gpt import GPT, build
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 37,
