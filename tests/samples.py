@@ -144,7 +144,8 @@ def forge(
 
     Stored bytes and digests in the header's stream rows are made to fit; the rest is as given.
     """
-    for row, segment in zip(header.get("streams", []), segments, strict=False):
+    rows = header.get("streams")
+    for row, segment in zip(rows if isinstance(rows, list) else (), segments, strict=False):
         if isinstance(row, list) and len(row) == 7:
             row[4], row[6] = len(segment), hashlib.blake2b(segment, digest_size=8).hexdigest()
     if text is None:
