@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from qpack import __version__
 from qpack.checkpoint import build_model, fingerprint, read_model
 from qpack.codec.entropy import zero_order_bits
 from qpack.device import choose
-from qpack.environment import commit, hardware, packages
+from qpack.environment import provenance
 from qpack.eval.bpb import compare
 from qpack.inputs import token_batches
 from qpack.quant import engine, grid
@@ -110,10 +109,7 @@ def main() -> None:
         if device.type != "cpu"
         else None,
         "inputs": {path.name: sha256_file(path) for path in (options.calib, options.val)},
-        "hardware": hardware(device),
-        "packages": packages(),
-        "qpack_version": __version__,
-        "commit": commit(),
+        **provenance(device),
     }
     print(json.dumps(result, indent=1))
     if options.out:

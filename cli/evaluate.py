@@ -38,9 +38,10 @@ def evaluate(
 
     from qpack.checkpoint import load
     from qpack.device import choose
+    from qpack.environment import provenance
     from qpack.eval.bpb import score
     from qpack.tokenizer import Tokenizer
-    from qpack.tokens import read_shard
+    from qpack.tokens import read_shard, sha256_file
 
     from .show import show_score
 
@@ -62,6 +63,11 @@ def evaluate(
         **asdict(result),
         "model": model.name,
         "text": tokens.name,
+        "inputs": {
+            path.name: sha256_file(path)
+            for path in (model, tokens, tokenizer, *([against] if against else []))
+        },
+        **provenance(chosen),
         "device": {"value": str(chosen), "reason": reason},
     }
     output.result(document, lambda: show_score(document))

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from qpack import __version__
 from qpack.artifact.contents import Group, group
 from qpack.artifact.encode import encode
 from qpack.artifact.layout import INTEGERS
@@ -23,8 +22,8 @@ from qpack.codec.base import Codec
 from qpack.codec.entropy import zero_order_bits
 from qpack.codec.registry import resolve
 from qpack.codec.select import Choices
-from qpack.environment import commit, hardware, packages
-from qpack.errors import ArtifactError
+from qpack.environment import provenance
+from qpack.errors import ArtifactError, BudgetError
 from qpack.eval.bpb import compare
 from qpack.fit import Fitter
 from qpack.inputs import Inputs, read_inputs
@@ -71,10 +70,7 @@ def bench_codecs(
         "rows": rows + _totals(rows),
         "entropy_bits_per_weight": math.fsum(zero_order_bits(p.stream.array) for p in parts)
         / sum(p.stream.array.size for p in parts),
-        "hardware": hardware(torch.device("cpu")),
-        "packages": packages(),
-        "qpack_version": __version__,
-        "commit": commit(),
+        **provenance(torch.device("cpu")),
     }
 
 
@@ -90,7 +86,7 @@ def bench_bits(
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """int5, int6 and int8 rows (absmax), the record recipe, and Auto-QMax at a budget if given.
+    """int5, int6 and int8 rows (absmax), the record recipe, and both knobs at a budget if given.
 
     Matrices change; embeddings and small tensors stay as the default recipe has them. Every row is
     really encoded as a `.qpk`.
@@ -112,17 +108,20 @@ def bench_bits(
     table = _BitsTable(inputs, statistics, log)
     rows = [table.row(f"int{b}", "qmax", 2 ** (b - 1) - 1) for b in (5, 6, 8)]
     rows.append(table.row(f"int6, k = {RECORD_K}", "k", RECORD_K))
-    if budget_bytes is not None:
-        rows.append(table.fitted(f"Auto-QMax at {budget_bytes:,} B", budget_bytes))
+    skipped = []
+    for knob in ("qmax", "k") if budget_bytes is not None else ():
+        try:
+            rows.append(table.fitted(knob, budget_bytes or 0))
+        except BudgetError as error:  # most models are above a tight budget at qmax 31 already
+            log.warn(f"no row for the knob {knob}: {error.message}")
+            skipped.append({"knob": knob, "reason": error.message})
     return {
         "schema": "qpack.bench-bits/1",
         "model": checkpoint.name,
         "rows": rows,
+        "skipped": skipped,
         "inputs": inputs.sources,
-        "hardware": hardware(inputs.device),
-        "packages": packages(),
-        "qpack_version": __version__,
-        "commit": commit(),
+        **provenance(inputs.device),
     }
 
 
@@ -212,11 +211,12 @@ class _BitsTable:
         self.choices = encoded.choices
         return self._score(name, knob, value, contents, file_bytes(encoded, "qpk"))
 
-    def fitted(self, name: str, budget_bytes: int) -> dict[str, Any]:
-        """The knob k searched for a budget."""
-        found = self._fitter("k").fit(budget_bytes)
-        size = file_bytes(found.encoded, "qpk")
-        return self._score(name, "k", found.search.value, found.contents, size)
+    def fitted(self, knob: str, budget_bytes: int) -> dict[str, Any]:
+        """The matrices at the knob value that a search finds for the budget."""
+        found = self._fitter(knob).fit(budget_bytes)
+        value, size = found.search.value, file_bytes(found.encoded, "qpk")
+        name = f"Auto-QMax: {knob} = {value:.4g} for {budget_bytes:,} B"
+        return self._score(name, knob, value, found.contents, size)
 
     def _fitter(self, knob: str) -> Fitter:
         inputs = self.inputs

@@ -12,7 +12,19 @@ from pathlib import Path
 
 import torch
 
+from qpack import __version__
+
 PACKAGES = ("torch", "numpy", "safetensors", "brotli", "zstandard", "sentencepiece")
+
+
+def provenance(device: torch.device) -> dict[str, object]:
+    """What every measured document carries."""
+    return {
+        "hardware": hardware(device),
+        "packages": packages(),
+        "qpack_version": __version__,
+        "commit": commit(),
+    }
 
 
 def hardware(device: torch.device) -> dict[str, object]:

@@ -127,7 +127,8 @@ def _steps(run: _Run) -> tuple[float, Score | None]:
                 run.log(loss=loss, lr_scale=rate)
             spent = time.perf_counter() - began
             run.seconds += spent
-            task.advance(spent if timed else 1.0, note=f"step {run.steps}, loss {loss:.3f}")
+            known = f", loss {loss:.3f}" if math.isfinite(loss) else ""
+            task.advance(spent if timed else 1.0, note=f"step {run.steps}{known}")
             if run.done >= due / config.validations:
                 due += 1
                 last = _validate(run)

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from qpack import __version__
 from qpack.artifact.encode import Encoded
 from qpack.artifact.layout import MAJOR, MINOR
 from qpack.codec import filters
 from qpack.codec.registry import codecs
 from qpack.codec.select import Trial
-from qpack.environment import commit, hardware, packages
+from qpack.environment import provenance
 from qpack.eval.bpb import Score
 from qpack.inputs import Inputs
 from qpack.options import PackOptions
@@ -127,11 +126,8 @@ def product_sections(product: Product, budget_bytes: int, plan: Plan) -> dict[st
 def run_sections(device: torch.device, reason: str, log: RunLog) -> dict[str, Any]:
     """Versions, machine, stages and warnings of a run."""
     return {
-        "qpack_version": __version__,
-        "commit": commit(),
+        **provenance(device),
         "format_version": f"{MAJOR}.{MINOR}",
-        "hardware": hardware(device),
-        "packages": packages(),
         "device": {"value": str(device), "reason": reason},
         "stages": [asdict(row) for row in log.rows],
         "notes": list(log.notes),

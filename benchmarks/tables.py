@@ -1,0 +1,148 @@
+"""The tables of the documents, made from `results/*.json`.
+
+    python benchmarks/tables.py           checks that every document is up to date
+    python benchmarks/tables.py --write   rewrites the tables between their markers
+
+A document marks a table with `<!-- table: NAME -->` and `<!-- end -->`; nothing in between is
+written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md",)
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def result(name: str) -> dict[str, Any]:
+    """One committed measurement."""
+    loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return loaded
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is right-aligned."""
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def headline() -> str:
+    """The pack of the 27 M-parameter model, and the demo."""
+    rows = []
+    for name, file in (("golf27m, 27.1 M parameters", "pack_golf27m_12MB"), ("the demo", "demo")):
+        r = result(file)
+        rows.append(
+            [
+                name,
+                f"{r['budget_bytes']:,} B",
+                f"{r['artifact_bytes']:,} B",
+                f"{r['bits_per_weight']:.3f}",
+                f"{r['bpb_float']:.4f}",
+                f"{r['bpb_decoded']:.4f}",
+                f"{r['kl']:.4f}",
+                f"{sum(stage['seconds'] for stage in r['stages']):.0f} s",
+                f"{max(stage['peak_rss_bytes'] for stage in r['stages']) / 1e9:.1f} GB",
+            ]
+        )
+    head = ["model", "budget", "file, decoder included", "bits a weight", "BPB before"]
+    return table([*head, "BPB after", "KL", "time, 2 cores", "peak memory"], rows)
+
+
+def bits() -> str:
+    """Bit widths of the matrices."""
+    rows = [
+        [
+            row["name"],
+            f"{row['bytes']:,}",
+            f"{row['bits_per_weight']:.3f}",
+            f"{row['bpb']:.5f}",
+            f"{row['gap']:+.5f}",
+            f"{row['kl']:.5f}",
+        ]
+        for row in result("bits_golf27m")["rows"]
+    ]
+    return table(["matrices", "bytes", "bits a weight", "BPB", "gap", "KL"], rows)
+
+
+def codecs() -> str:
+    """All integer streams together, a row a codec."""
+    measured = result("codecs_golf27m")
+    rows = [
+        [
+            row["codec"],
+            f"{row['bytes']:,}",
+            f"{row['bits_per_weight']:.4f}",
+            f"{row['encode_mb_s']:.2f}",
+            f"{row['decode_mb_s']:.0f}",
+        ]
+        for row in measured["rows"]
+        if row["stream"] == "all"
+    ]
+    entropy = measured["entropy_bits_per_weight"]
+    rows.append(["zero-order entropy", "", f"{entropy:.4f}", "", ""])
+    return table(["codec", "bytes", "bits a weight", "encode MB/s", "decode MB/s"], rows)
+
+
+def solver() -> str:
+    """GPTQ at the record recipe, on both kinds of machine."""
+    rows = []
+    for name, file in (("2 CPU cores", "solver_golf27m_cpu"), ("one H100", "solver_golf27m_h100")):
+        r = result(file)
+        rows.append(
+            [
+                name,
+                f"{r['bits_per_weight']:.3f}",
+                f"{r['kl']:.5f}",
+                f"{r['worst_error_over_rtn']['ratio']:.2f}",
+                f"{r['calibrate_seconds']:.1f} s",
+                f"{r['factor_and_prepare_seconds']:.2f} s",
+                f"{r['seconds']['column_loop']:.2f} s",
+            ]
+        )
+    head = ["machine", "bits a weight", "KL", "worst error over RTN", "calibration"]
+    return table([*head, "factors", "column loop"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "bits": bits,
+    "codecs": codecs,
+    "solver": solver,
+}
+
+
+def refreshed(text: str) -> str:
+    """`text` with every marked table made anew."""
+    return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def main() -> int:
+    """Check or rewrite every document."""
+    parser = argparse.ArgumentParser(description="Tables of the documents.")
+    parser.add_argument("--write", action="store_true")
+    write = parser.parse_args().write
+    stale = 0
+    for name in DOCUMENTS:
+        path = ROOT / name
+        text = path.read_text("utf-8")
+        if refreshed(text) == text:
+            continue
+        if write:
+            path.write_text(refreshed(text), "utf-8")
+        else:
+            stale += 1
+            print(f"{name}: tables differ from the results", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

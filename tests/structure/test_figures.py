@@ -1,0 +1,52 @@
+"""Every table of the documents is made from a committed measurement, and is up to date."""
+
+import importlib.util
+import json
+from types import ModuleType
+
+import pytest
+
+from tests.structure.sources import ROOT
+
+
+def load_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tables = load_tables()
+
+
+@pytest.mark.parametrize("name", tables.DOCUMENTS)
+def test_documents_match_the_results(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    assert tables.refreshed(text) == text, "run python benchmarks/tables.py --write"
+
+
+def test_every_table_is_used_and_filled() -> None:
+    texts = "".join((ROOT / name).read_text("utf-8") for name in tables.DOCUMENTS)
+    found = {match[2]: match[0] for match in tables.MARKED.finditer(texts)}
+    assert found.keys() == tables.TABLES.keys()
+    assert all(block.count("\n|") >= 3 for block in found.values())
+
+
+def test_a_changed_figure_is_noticed() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    start = text.index("<!-- table: headline -->")
+    digit = next(i for i in range(start, len(text)) if text[i].isdigit())
+    other = "1" if text[digit] != "1" else "2"
+    changed = text[:digit] + other + text[digit + 1 :]
+    assert tables.refreshed(changed) == text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=str)
+def test_results_say_where_they_come_from(path: object) -> None:
+    result = json.loads(path.read_text("utf-8"))  # type: ignore[attr-defined]
+    if "schema" in result and result["schema"] != "qpack.score/1":
+        assert result["commit"]
+        assert result["hardware"]["processor"]
+        assert result["packages"]["torch"]
