@@ -7,6 +7,7 @@ artifact's encoder (bytes of those integers) and the search (which value next).
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -106,10 +107,11 @@ class Fitter:
         return file_bytes(encoded, self._form)
 
     def largest(self, value: float) -> list[str]:
-        """The five largest tensors, a line each, by entropy."""
+        """The five largest tensors and files, a line each: by entropy, and by deflate."""
         sizes = {
             tensor.name: tensor_entropy_bytes(tensor) for tensor in self.contents(value).tensors
         }
+        sizes |= {f"file {file.name}": len(zlib.compress(file.data)) for file in self._files}
         top = sorted(sizes, key=lambda name: (-sizes[name], name))[:5]
         return [f"{name}  about {sizes[name]:,} B" for name in top]
 

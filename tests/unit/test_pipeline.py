@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qpack import proof
-from qpack.checkpoint import Checkpoint, write_checkpoint
+from qpack.checkpoint import read_checkpoint, write_checkpoint
 from qpack.errors import (
     BudgetError,
     CalibrationError,
@@ -26,43 +26,9 @@ from qpack.errors import (
 )
 from qpack.options import PackOptions
 from qpack.pipeline import pack_checkpoint, plan_checkpoint
-from qpack.plugins import ARCHITECTURES, load_plugin
-from qpack.tokenizer import Tokenizer
 from qpack.tokens import write_shard
 
-BUDGET = 40_000
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> PackOptions:
-    """A checkpoint of 40,000 weights, its tokenizer and a shard, as options."""
-    folder = tmp_path_factory.mktemp("given")
-    vocab_size = Tokenizer.load(tokenizer_path).vocab_size
-    config = {"vocab_size": vocab_size, "num_layers": 2, "model_dim": 48, "num_heads": 4}
-    config |= {"num_kv_heads": 2, "bigram_vocab_size": 64, "bigram_dim": 16, "smear_gate": True}
-    model = load_plugin(ARCHITECTURES, "gpt")(config)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        name: torch.randn(value.shape, generator=generator) * 0.1
-        for name, value in model.state_dict().items()
-    }
-    checkpoint = Checkpoint(
-        tensors=tensors, architecture="gpt", config=model.config.to_dict(), aliases={}, name="tiny"
-    )
-    write_checkpoint(folder / "model.safetensors", checkpoint)
-    rng = np.random.default_rng(0)
-    write_shard(folder / "text.bin", rng.integers(4, vocab_size, 3000).astype(np.uint16))
-    return PackOptions(
-        checkpoint=folder / "model.safetensors",
-        budget_bytes=BUDGET,
-        out=folder / "unused.qpk",
-        tokenizer=tokenizer_path,
-        calib=folder / "text.bin",
-        calib_tokens=1024,
-        val_tokens=512,
-        window=64,
-        device="cpu",
-    )
+from .conftest import BUDGET
 
 
 def with_out(given: PackOptions, out: Path, **changes: Any) -> PackOptions:
@@ -112,8 +78,6 @@ def test_saved_statistics_give_the_same_file(given: PackOptions, tmp_path: Path)
 def test_statistics_of_another_checkpoint(given: PackOptions, tmp_path: Path) -> None:
     stats = tmp_path / "stats.safetensors"
     pack_checkpoint(with_out(given, tmp_path / "a.qpk", save_stats=stats))
-    from qpack.checkpoint import read_checkpoint
-
     other = read_checkpoint(given.checkpoint)
     other.tensors["tok_emb.weight"][0, 0] += 1
     write_checkpoint(tmp_path / "other.safetensors", other)
@@ -147,14 +111,16 @@ def test_standard_codecs_code_and_tokenizer_are_counted(given: PackOptions, tmp_
     out = tmp_path / "m.pyz"
     report = pack_checkpoint(
         with_out(
-            given, out, stdlib_codecs=True, code=(code,), embed_tokenizer=True, budget_bytes=60_000
+            given, out, stdlib_codecs=True, code=(code,), embed_tokenizer=True, budget_bytes=150_000
         )
     )
     parts = {row["part"]: row["bytes"] for row in report["ledger"]}
+    with pytest.raises(BudgetError, match=f"file {given.tokenizer.name}"):
+        pack_checkpoint(with_out(given, tmp_path / "n.pyz", embed_tokenizer=True))
     assert parts["file train_gpt.py"] > 0
     assert parts[f"file {given.tokenizer.name}"] > 0
     assert {s["codec"] for s in report["streams"]} <= {"store", "lzma", "lzma-raw"}
-    assert report["artifact_bytes"] == out.stat().st_size <= 60_000
+    assert report["artifact_bytes"] == out.stat().st_size <= 150_000
 
 
 def test_dry_run_predicts_and_writes_nothing(given: PackOptions, tmp_path: Path) -> None:
@@ -162,7 +128,7 @@ def test_dry_run_predicts_and_writes_nothing(given: PackOptions, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
     assert plan["predicted_bytes"] <= BUDGET
     real = pack_checkpoint(with_out(given, tmp_path / "m.qpk"))
-    assert plan["knob"]["value"] == pytest.approx(real["knob"]["value"], rel=0.2)
+    assert plan["knob"]["value"] == pytest.approx(real["knob"]["value"], rel=0.35)
     assert {row["name"] for row in plan["tensors"]} == {row["name"] for row in real["tensors"]}
 
 
@@ -199,8 +165,6 @@ def test_a_decoder_that_fails_is_reported(tmp_path: Path) -> None:
 
 
 def broken_checkpoint(given: PackOptions, folder: Path) -> Path:
-    from qpack.checkpoint import read_checkpoint
-
     bad = read_checkpoint(given.checkpoint)
     bad.tensors["tok_emb.weight"][3, 4] = float("nan")
     bad.tensors["blocks.1.mlp.fc.weight"][0, 0] = float("inf")
