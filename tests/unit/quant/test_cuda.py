@@ -1,0 +1,36 @@
+"""A GPU gives the statistics and integers that the CPU gives, up to rounding."""
+
+import pytest
+import torch
+from torch import nn
+
+from qpack.quant.calibrate import collect
+from qpack.quant.engine import Quantizer
+from qpack.quant.plan import classify, make_plan
+from qpack.recipe import parse_recipe
+
+from .reference import correlated_inputs
+
+pytestmark = pytest.mark.gpu
+
+
+def test_cuda_agrees_with_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256))
+    model.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    recipe = parse_recipe('[[rule]]\nmatch="re:.*"\nbits=6\nscale="sigma"', name="r")
+    plan = make_plan(tensors, classify(model), {}, recipe)
+    batches = [correlated_inputs(512, 256, seed) for seed in range(4)]
+    out = {}
+    for device in ("cpu", "cuda"):
+        statistics = collect(model.to(device), batches, fingerprint="f", device=device)
+        out[device] = (statistics, Quantizer(tensors, plan, statistics, device=device).quantize(0))
+    for name, H in out["cpu"][0].hessians.items():
+        assert torch.allclose(out["cuda"][0].hessians[name].cpu(), H, rtol=1e-4, atol=1e-3)
+    for name, tensor in out["cpu"][1].items():
+        other = out["cuda"][1][name]
+        assert (other.row_codes == tensor.row_codes).all()
+        assert (other.integers != tensor.integers).mean() < 1e-3
