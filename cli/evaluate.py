@@ -36,7 +36,7 @@ def evaluate(
 
     from dataclasses import asdict
 
-    from qpack.checkpoint import load
+    from qpack.checkpoint import build_model, load, read_model
     from qpack.device import choose
     from qpack.environment import provenance
     from qpack.eval.bpb import score
@@ -48,8 +48,10 @@ def evaluate(
     shard, pieces = read_shard(tokens), Tokenizer.load(tokenizer)
     chosen, reason = choose(device)
     output.note(f"device {chosen}: {reason}")
+    checkpoint = read_model(model)
+    checkpoint.check_tokenizer(pieces.sha256, tokenizer)
     result = score(
-        load(model, device=str(chosen)),
+        build_model(checkpoint, device=str(chosen)),
         shard,
         pieces,
         window=window,
@@ -64,15 +66,21 @@ def evaluate(
         "model": model.name,
         "text": tokens.name,
         "inputs": {
-            path.name: sha256_file(path)
-            for path in (model, tokens, tokenizer, *([against] if against else []))
+            role: {"name": path.name, "sha256": sha256_file(path)}
+            for role, path in (
+                ("model", model),
+                ("tokens", tokens),
+                ("tokenizer", tokenizer),
+                ("against", against),
+            )
+            if path is not None
         },
         **provenance(chosen),
         "device": {"value": str(chosen), "reason": reason},
     }
     output.result(document, lambda: show_score(document))
     if model.suffix == ".safetensors":
-        data = f"--calib {tokens} --tokenizer {tokenizer}"
+        data = f"--calib TRAIN_SHARD --val {tokens} --tokenizer {tokenizer}"
         output.next(f"qpack pack {model} --budget 16MB {data} -o {model.stem}.pyz")
     else:
         output.next(f"qpack inspect {model}")

@@ -160,8 +160,6 @@ def pack(  # noqa: PLR0913  one parameter an option
         output.next("the same without --dry-run")
         return
     result = pack_checkpoint(options, progress=output.progress)
-    if not result:  # under torchrun, rank 0 alone has something to say
-        return
     if not result:
         return  # one of several ranks under torchrun: the first one reports
     output.result(result, lambda: show_pack(result))

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from qpack.artifact.reader import read
 from qpack.artifact.unpack import safetensors_pieces
 from qpack.artifact.writer import write_pieces
-from qpack.errors import CheckpointError
+from qpack.errors import CheckpointError, DataError
 from qpack.plugins import ARCHITECTURES, load_plugin
 from qpack.tensors import Contents
 from qpack.torch_tensors import check_dtypes, dtype_name, tensor_bytes, to_raw, to_torch
 
 ARCHITECTURE, CONFIG, ALIASES = "qpack.architecture", "qpack.config", "qpack.aliases"
+TOKENIZER = "qpack.tokenizer_sha256"
 IMPORT_HINT = "qpack import FILE -o model.safetensors"
 
 
@@ -45,6 +46,28 @@ class Checkpoint:
     """tied tensors: other name -> stored name"""
     name: str
     """what to call the model in reports"""
+    tokenizer_sha256: str | None = None
+    """of the tokenizer file that it was trained with, where that is known"""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a file that holds this model says about it."""
+        known = {
+            "architecture": self.architecture,
+            "config": json.dumps(self.config, sort_keys=True, separators=(",", ":")),
+        }
+        if self.tokenizer_sha256 is not None:
+            known["tokenizer_sha256"] = self.tokenizer_sha256
+        return known
+
+    def check_tokenizer(self, sha256: str, path: Path) -> None:
+        """Raise DataError if `path`, with this hash, is not the model's own tokenizer."""
+        if self.tokenizer_sha256 not in (None, sha256):
+            raise DataError(
+                f"{path}: not the tokenizer of {self.name}",
+                items=[f"given       {sha256}", f"the model's {self.tokenizer_sha256}"],
+                hint="give the tokenizer that the model was trained with",
+            )
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -65,6 +88,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         config=_json_object(path, CONFIG, metadata.get(CONFIG, "{}")),
         aliases=_aliases(path, metadata.get(ALIASES, "{}"), tensors),
         name=path.stem,
+        tokenizer_sha256=metadata.get(TOKENIZER),
     )
 
 
@@ -91,10 +115,7 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, force: bool = 
     contents = Contents(
         tensors=tuple(to_raw(name, tensor) for name, tensor in checkpoint.tensors.items()),
         aliases=checkpoint.aliases,
-        metadata={
-            "architecture": checkpoint.architecture,
-            "config": json.dumps(checkpoint.config, sort_keys=True, separators=(",", ":")),
-        },
+        metadata=checkpoint.metadata,
     )
     # Not the safetensors package's writer: it orders metadata differently in each process.
     write_pieces(path, safetensors_pieces(contents), force=force)
@@ -174,6 +195,7 @@ def checkpoint_from_artifact(path: str | Path) -> Checkpoint:
         config=_json_object(path, "config", metadata.get("config", "{}")),
         aliases=dict(contents.aliases),
         name=metadata.get("model_name", path.stem),
+        tokenizer_sha256=metadata.get("tokenizer_sha256"),
     )
 
 

@@ -24,16 +24,17 @@ def world_size() -> int:
 def session() -> Iterator[None]:
     """Join the process group that `torchrun` describes, if it does and none is joined yet.
 
-    NCCL where every rank has a GPU, gloo otherwise.
+    Tensors on GPUs go through NCCL where every rank has one of its own, all others through gloo.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _active():
         yield
         return
-    backend = "gloo"
-    if torch.cuda.is_available():
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if torch.cuda.is_available() and torch.cuda.device_count() >= local:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "nccl"
-    dist.init_process_group(backend)
+        dist.init_process_group("cpu:gloo,cuda:nccl")
+    else:
+        dist.init_process_group("gloo")
     try:
         yield
     finally:

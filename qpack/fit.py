@@ -7,6 +7,7 @@ artifact's encoder (bytes of those integers) and the search (which value next).
 from __future__ import annotations
 
 import math
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,20 @@ from qpack.codec.base import Codec
 from qpack.codec.entropy import zero_order_bits
 from qpack.codec.select import Choices, Trial
 from qpack.progress import SILENT, Progress
-from qpack.quant.budget import SearchResult, search
+from qpack.quant.budget import Probe, SearchResult, check_fits, search
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import Plan
 from qpack.tensors import Contents, EmbeddedFile, RawTensor, StoredTensor
 from qpack.torch_tensors import to_raw
+
+DEFLATE_LIMIT = 4 << 20
+"""Raw data up to this many bytes is also deflated for its estimate: it may repeat itself."""
+
+LOW_USE = 0.95
+"""Below this share of the budget a file without a knob earns a warning."""
+
+FLOOR_MARGIN = 0.9
+"""Estimates are this sure: what is over the budget by more than a tenth is refused at once."""
 
 CONTAINER_BYTES = {"qpk": 3_000, "pyz": 9_000}
 """Header, digest and decoder, roughly: for estimates alone."""
@@ -41,7 +51,7 @@ class Fitted:
     contents: Contents
     encoded: Encoded
     trials: tuple[Trial, ...]
-    """every codec trial of the search; the first encoding tries all of them"""
+    """of the first encoding, which chooses each stream's codec for all that follow"""
 
 
 class Fitter:
@@ -66,9 +76,10 @@ class Fitter:
         self._aliases, self._metadata = dict(aliases), dict(metadata)
         self._files = tuple(files)
         self._form, self._codecs, self._progress = form, tuple(codecs), progress
+        self._budget_bytes = 0
         self._choices: Choices | None = None
         self._last: tuple[float, Contents] | None = None
-        self._encoded: dict[float, Encoded] = {}
+        self._best: tuple[float, int, Encoded] | None = None
         self._trials: list[Trial] = []
 
     def contents(self, value: float) -> Contents:
@@ -102,9 +113,20 @@ class Fitter:
             progress=self._progress,
         )
         self._choices = encoded.choices
-        self._encoded[value] = encoded
-        self._trials += encoded.trials
-        return file_bytes(encoded, self._form)
+        size = file_bytes(encoded, self._form)
+        self._trials = self._trials or list(encoded.trials)
+        return self._remember(value, size, encoded)
+
+    def _remember(self, value: float, size: int, encoded: Encoded) -> int:
+        """Keep what the search will return: the largest file that fits, else the smallest."""
+        rank = (size <= self._budget_bytes, size if size <= self._budget_bytes else -size)
+        if self._best is not None:
+            _, known, _ = self._best
+            fits = known <= self._budget_bytes
+            if (fits, known if fits else -known) >= rank:
+                return size
+        self._best = (value, size, encoded)
+        return size
 
     def largest(self, value: float) -> list[str]:
         """The five largest tensors and files, a line each: by entropy, and by deflate."""
@@ -116,20 +138,54 @@ class Fitter:
         return [f"{name}  about {sizes[name]:,} B" for name in top]
 
     def fit(self, budget_bytes: int) -> Fitted:
-        """Search the knob. Raises `BudgetError` if the coarsest value does not fit."""
-        found = search(
-            self._plan.recipe.knob,
-            budget_bytes,
-            estimate=self.estimate,
-            encode=self._encode_for_search,
-            largest=self.largest,
-        )
+        """Search the knob, or encode once where nothing follows one.
+
+        Raises `BudgetError` if even the smallest file does not fit.
+        """
+        self._budget_bytes = budget_bytes
+        knob = self._plan.recipe.knob
+        if knob.name == "none" or not self._plan.turned:
+            found = self._without_knob(budget_bytes)
+        else:
+            found = search(
+                knob,
+                budget_bytes,
+                estimate=self.estimate,
+                encode=self._encode_for_search,
+                largest=self.largest,
+            )
+        assert self._best is not None
+        assert self._best[0] == found.value
+        encoded = self._best[2]
         return Fitted(
-            search=found,
-            contents=self.contents(found.value),
-            encoded=self._encoded[found.value],
-            trials=tuple(self._trials),
+            search=found, contents=encoded.contents, encoded=encoded, trials=tuple(self._trials)
         )
+
+    def _without_knob(self, budget_bytes: int) -> SearchResult:
+        """The one file that a recipe without a knob gives."""
+        value = self._plan.recipe.knob.bounds[1]
+        begin = time.perf_counter()
+        size = self.encode(value)
+        seconds = time.perf_counter() - begin
+        check_fits(size, budget_bytes, "this recipe, which no knob turns", self.largest(value))
+        if size < LOW_USE * budget_bytes:
+            self._progress.warn(
+                f"the file uses {size / budget_bytes:.1%} of the budget: no rule follows the knob; "
+                "put knob = true in one"
+            )
+        probe = Probe(value=value, kind="codec", num_bytes=size, fits=True, seconds=seconds)
+        reason = "no rule of the recipe follows the knob"
+        return SearchResult(value=value, num_bytes=size, reason=reason, probes=(probe,))
+
+    def check_floor(self, budget_bytes: int) -> None:
+        """Refuse a budget that is clearly out of reach, by entropy, before anything slow."""
+        knob = self._plan.recipe.knob
+        low, high = knob.bounds
+        coarse = low if knob.finer_upwards else high
+        smallest = self.estimate(coarse)
+        if smallest * FLOOR_MARGIN > budget_bytes:
+            where = f"{knob.name} = {coarse:g}, estimated before calibration"
+            check_fits(smallest, budget_bytes, where, self.largest(coarse))
 
     def _encode_for_search(self, value: float) -> int:
         size = self.encode(value)
@@ -152,13 +208,18 @@ def raw_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, RawTenso
 
 
 def entropy_bytes(contents: Contents) -> int:
-    """Zero-order entropy in bytes of every stream that the encoder forms, wide floats by plane."""
+    """What the streams that the encoder forms should cost: zero-order entropy of integers and
+    steps; of raw tensors (by byte plane) and files, the less of that and deflate."""
     bits = 0.0
     for part in group(contents):
         array = part.stream.array
-        wide = part.kind in (RAW, FILES) and array.dtype.itemsize > 1
-        planes = array.view(np.uint8).reshape(-1, array.dtype.itemsize).T if wide else array[None]
-        bits += math.fsum(zero_order_bits(plane) for plane in planes)
+        if part.kind in (RAW, FILES):
+            planes = array.view(np.uint8).reshape(-1, array.dtype.itemsize).T
+            entropy = math.fsum(zero_order_bits(plane) for plane in planes)
+            small = array.nbytes <= DEFLATE_LIMIT
+            bits += min(entropy, 8 * len(zlib.compress(planes.tobytes()))) if small else entropy
+        else:
+            bits += zero_order_bits(array)
     return int(bits / 8) + 1
 
 

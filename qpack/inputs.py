@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +12,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qpack.artifact.contents import description_problems
 from qpack.artifact.minify import pack_code
 from qpack.artifact.writer import form_of
 from qpack.checkpoint import Checkpoint, build_model, check_finite, fingerprint, read_model
 from qpack.codec.base import Codec
 from qpack.codec.registry import resolve
 from qpack.device import choose
-from qpack.errors import CalibrationError, ConfigError, DataError, OutputExistsError
+from qpack.errors import (
+    CalibrationError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    OutputExistsError,
+)
 from qpack.options import PackOptions
 from qpack.quant.plan import Plan, classify, make_plan
+from qpack.quant.statistics import Statistics, load_statistics
 from qpack.recipe import default_recipe, load_recipe
 from qpack.tensors import EmbeddedFile
 from qpack.tokenizer import Tokenizer
@@ -39,8 +49,10 @@ class Inputs:
     model: nn.Module
     plan: Plan
     tokenizer: Tokenizer
+    statistics: Statistics | None
+    """given ready-made"""
     calibration: NDArray[np.uint16] | None
-    """None: the model writes its own"""
+    """None: statistics are given, or the model writes its own text"""
     validation: NDArray[np.uint16]
     """targets + 1 tokens"""
     codecs: tuple[Codec, ...]
@@ -66,22 +78,28 @@ def read_inputs(options: PackOptions) -> Inputs:
     checkpoint = read_model(options.checkpoint)
     check_finite(checkpoint.tensors)
     tokenizer = Tokenizer.load(options.tokenizer)
+    checkpoint.check_tokenizer(tokenizer.sha256, options.tokenizer)
     model = build_model(checkpoint, device=device)
     tokenizer.check_model(int(model.vocab_size))  # type: ignore[arg-type]
     plan = make_plan(checkpoint.tensors, classify(model), checkpoint.aliases, recipe)
-    calibration, validation = _tokens(options, tokenizer)
+    digest = fingerprint(checkpoint.tensors)
+    statistics = None
+    if options.stats is not None:
+        statistics = load_statistics(options.stats, fingerprint=digest, device=device)
+    calibration, validation, first = _tokens(options, tokenizer, statistics)
     files, code_rows = pack_code(options.code)
     if options.embed_tokenizer:
         name = options.tokenizer.name
         data = options.tokenizer.read_bytes()
         files = (*files, EmbeddedFile(name=name, role="tokenizer", data=data))
-    digest = fingerprint(checkpoint.tensors)
+    _check_description(checkpoint, files)
     return Inputs(
         checkpoint=checkpoint,
         checkpoint_sha256=digest,
         model=model,
         plan=plan,
         tokenizer=tokenizer,
+        statistics=statistics,
         calibration=calibration,
         validation=validation,
         codecs=codecs,
@@ -90,7 +108,7 @@ def read_inputs(options: PackOptions) -> Inputs:
         code_rows=tuple(code_rows),
         device=device,
         device_reason=reason,
-        sources=_sources(options, digest, tokenizer),
+        sources=_sources(options, digest, tokenizer, statistics, first),
     )
 
 
@@ -110,13 +128,38 @@ def check_options(options: PackOptions) -> None:
         problems.append("give --stats or --save-stats, not both")
     if problems:
         raise ConfigError("options out of range", items=problems)
-    outputs = [options.out, options.save_stats, *report_paths(options.report)]
-    folders = {path.parent for path in outputs if path is not None}
+    if options.report is not None and options.report.suffix == ".md":
+        raise ConfigError(
+            f"--report {options.report}: give the JSON file; the Markdown is written beside it",
+            hint=f"--report {options.report.with_suffix('.json')}",
+        )
+    asked = (options.out, options.save_stats, *report_paths(options.report))
+    inputs = (options.checkpoint, options.tokenizer, options.calib, options.val, options.recipe)
+    check_outputs(
+        [path for path in asked if path is not None],
+        inputs=[path for path in (*inputs, options.stats, *options.code) if path is not None],
+        force=options.force,
+    )
+
+
+def check_outputs(outputs: Sequence[Path], *, inputs: Sequence[Path], force: bool) -> None:
+    """Raise unless every output can be written and none takes the place of another file in use."""
+    places = [path.resolve() for path in outputs]
+    taken = {path.resolve() for path in inputs}
+    clashes = [
+        str(path) for i, path in enumerate(outputs) if places[i] in taken or places[i] in places[:i]
+    ]
+    if clashes:
+        raise ConfigError("outputs that are inputs too, or given twice", items=clashes)
+    folders = {path.parent for path in outputs}
     missing = sorted(str(folder) for folder in folders if not folder.is_dir())
     if missing:
         raise ConfigError("no such folder to write to", items=missing, hint="create it first")
-    existing = [str(path) for path in outputs if path is not None and path.exists()]
-    if existing and not options.force:
+    closed = sorted(str(folder) for folder in folders if not os.access(folder, os.W_OK))
+    if closed:
+        raise ConfigError("folders that cannot be written to", items=closed)
+    existing = [str(path) for path in outputs if os.path.lexists(path)]
+    if existing and not force:
         raise OutputExistsError("the output exists", items=existing, hint="--force overwrites")
 
 
@@ -126,9 +169,12 @@ def report_paths(report: Path | None) -> tuple[Path, ...]:
 
 
 def _tokens(
-    options: PackOptions, tokenizer: Tokenizer
-) -> tuple[NDArray[np.uint16] | None, NDArray[np.uint16]]:
-    """Calibration tokens and held-out tokens, disjoint even when they come from one shard."""
+    options: PackOptions, tokenizer: Tokenizer, statistics: Statistics | None
+) -> tuple[NDArray[np.uint16] | None, NDArray[np.uint16], int]:
+    """(calibration tokens, held-out tokens, index of the first held-out one in its shard).
+
+    Disjoint even when they come from one shard, also when that was calibrated on earlier.
+    """
     shard = None
     if options.calib is not None and options.stats is None:
         shard = read_shard(options.calib)
@@ -143,16 +189,32 @@ def _tokens(
         )
     tokens = read_shard(source)
     check_vocab(tokens, tokenizer.vocab_size, source)
-    held_out = tokens
-    if options.calib is not None and _same_file(source, options.calib):
-        held_out = tokens[options.calib_tokens :]
+    first = 0
+    if statistics is not None:
+        if statistics.source.get("sha256") == sha256_file(source):
+            first = int(statistics.source.get("tokens", 0))
+    elif options.calib is not None and _same_file(source, options.calib):
+        first = options.calib_tokens
+    held_out = tokens[first:]
     needed = options.val_tokens + 1
     if len(held_out) < needed:
         raise DataError(
             f"{source}: {len(held_out):,} tokens left to score, {needed:,} needed",
             hint="lower --val-tokens, or give another shard with --val",
         )
-    return calibration, held_out[:needed]
+    return calibration, held_out[:needed], first
+
+
+def _check_description(checkpoint: Checkpoint, files: Sequence[EmbeddedFile]) -> None:
+    """Raise for names that the artifact could not hold."""
+    problems = description_problems(
+        list(checkpoint.tensors),
+        aliases=checkpoint.aliases,
+        metadata=checkpoint.metadata,
+        files=files,
+    )
+    if problems:
+        raise CheckpointError("contents that an artifact cannot hold", items=problems)
 
 
 def _check_length(shard: NDArray[np.uint16], options: PackOptions) -> None:
@@ -192,14 +254,18 @@ def token_batches(tokens: NDArray[np.uint16], window: int) -> list[Tensor]:
 
 
 def _sources(
-    options: PackOptions, digest: str, tokenizer: Tokenizer
+    options: PackOptions,
+    digest: str,
+    tokenizer: Tokenizer,
+    statistics: Statistics | None,
+    first: int,
 ) -> dict[str, dict[str, object]]:
     sources: dict[str, dict[str, object]] = {
         "checkpoint": {"name": options.checkpoint.name, "tensors_sha256": digest},
         "tokenizer": {"name": options.tokenizer.name, "sha256": tokenizer.sha256},
     }
-    if options.stats is not None:
-        sources["calibration"] = {"name": options.stats.name, "sha256": sha256_file(options.stats)}
+    if statistics is not None:
+        sources["calibration"] = {**statistics.source, "statistics": str(options.stats)}
     elif options.calib is None:
         sources["calibration"] = {"name": "self", "tokens": options.calib_tokens}
     else:
@@ -210,10 +276,9 @@ def _sources(
         }
     source = options.val if options.val is not None else options.calib
     if source is not None:
-        held_out = options.calib is not None and _same_file(source, options.calib)
         sources["validation"] = {
             "name": source.name,
             "sha256": sha256_file(source),
-            "first_token": options.calib_tokens if held_out else 0,
+            "first_token": first,
         }
     return sources

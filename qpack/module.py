@@ -7,7 +7,7 @@ qpack.load_into(fresh_module, "model.pyz")
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from qpack.artifact.reader import read
 from qpack.artifact.writer import form_of
 from qpack.checkpoint import check_finite, fingerprint
 from qpack.codec.registry import resolve
-from qpack.errors import CheckpointError, ConfigError, OutputExistsError
+from qpack.errors import CheckpointError, ConfigError
+from qpack.inputs import check_outputs
 from qpack.produce import Product, Target, produce
 from qpack.progress import SILENT, Progress
 from qpack.quant.calibrate import collect
@@ -32,12 +33,12 @@ from qpack.torch_tensors import check_dtypes, to_torch
 def pack(
     module: nn.Module,
     *,
-    calibration: Sequence[Tensor],
+    calibration: Iterable[Tensor],
     budget: int,
     out: str | Path,
     recipe: Recipe | str | Path | None = None,
     knob: str | None = None,
-    validation: Sequence[Tensor] | None = None,
+    validation: Iterable[Tensor] | None = None,
     codecs: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
@@ -52,6 +53,8 @@ def pack(
     """
     log = RunLog(progress)
     path = Path(out)
+    calibration = _as_batches("calibration", calibration)
+    validation = calibration if validation is None else _as_batches("validation", validation)
     tensors, aliases = untied(module)
     _check_request(path, budget, force=force)
     plan = _make_plan(module, tensors, aliases, recipe, knob)
@@ -73,15 +76,14 @@ def pack(
         log=log,
     )
     with log.measured("score"):
-        batches = calibration if validation is None else validation
-        error = output_error(module, product, batches, device)
+        error = output_error(module, product, validation, device)
     return {
         **product_sections(product, budget, plan),
         "bpb_float": None,
         "bpb_decoded": None,
         "gap": None,
         "kl": None,
-        "quality": {"relative_output_error": error, "batches": len(batches)},
+        "quality": {"relative_output_error": error, "batches": len(validation)},
         "config": {"recipe": plan.recipe.describe()},
         "inputs": {"checkpoint": {"name": type(module).__name__, "tensors_sha256": digest}},
         **run_sections(device, "the module's device", log),
@@ -138,14 +140,18 @@ def output_error(
     return wrong / total if total else 0.0
 
 
+def _as_batches(name: str, batches: Iterable[Tensor]) -> list[Tensor]:
+    listed = [] if isinstance(batches, Tensor) else list(batches)
+    if isinstance(batches, Tensor) or not all(isinstance(batch, Tensor) for batch in listed):
+        raise ConfigError(f"{name} must be an iterable of tensors, one a batch", hint="[batch]")
+    return listed
+
+
 def _check_request(path: Path, budget: int, *, force: bool) -> None:
     form_of(path)
     if budget < 1:
         raise ConfigError(f"budget = {budget}: expected at least 1 byte")
-    if path.exists() and not force:
-        raise OutputExistsError("the output exists", items=[str(path)], hint="pass force=True")
-    if not path.parent.is_dir():
-        raise ConfigError("no such folder to write to", items=[str(path.parent)])
+    check_outputs([path], inputs=[], force=force)
 
 
 def _make_plan(

@@ -6,6 +6,7 @@ read inputs -> calibrate -> quantize and fit to budget -> encode -> decode elsew
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from qpack.progress import SILENT, Progress
 from qpack.quant.budget import search
 from qpack.quant.calibrate import collect
 from qpack.quant.engine import Quantizer
-from qpack.quant.statistics import Statistics, load_statistics, save_statistics
+from qpack.quant.statistics import Statistics, save_statistics
 from qpack.report import markdown
 from qpack.report.build import build_report
 from qpack.stages import RunLog
@@ -47,6 +48,7 @@ def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
             log.note(f"device {inputs.device}: {inputs.device_reason}")
             for warning in inputs.plan.warnings:
                 log.warn(warning)
+            uncalibrated_fitter(inputs, log).check_floor(options.budget_bytes)
         with log.measured("calibrate"):
             statistics = calibrate(inputs, options, log)
         if distributed.rank() != 0:
@@ -84,17 +86,7 @@ def plan_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
     log = RunLog(progress)
     check_options(options)
     inputs = read_inputs(options)
-    quantizer = Quantizer(inputs.checkpoint.tensors, inputs.plan, None, device=inputs.device)
-    fitter = Fitter(
-        quantizer,
-        inputs.checkpoint.tensors,
-        aliases=inputs.checkpoint.aliases,
-        metadata=artifact_metadata(inputs.checkpoint, inputs.tokenizer.sha256),
-        files=inputs.files,
-        form=inputs.form,
-        codecs=inputs.codecs,
-        progress=log,
-    )
+    fitter = uncalibrated_fitter(inputs, log)
     knob = inputs.plan.recipe.knob
     found = search(
         knob,
@@ -109,7 +101,7 @@ def plan_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
             "name": entry.name,
             "shape": list(entry.shape),
             "kind": entry.kind,
-            "rule": quantizer.rule_at(entry, found.value).label(),
+            "rule": entry.rule.turned(knob.name, found.value).label(),
             "predicted_bytes": tensor_entropy_bytes(stored[entry.name]),
         }
         for entry in inputs.plan.tensors
@@ -125,12 +117,25 @@ def plan_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
     }
 
 
+def uncalibrated_fitter(inputs: Inputs, log: RunLog) -> Fitter:
+    """Sizes by rounding to nearest: near enough for a plan, and for refusing what cannot be."""
+    tensors = inputs.checkpoint.tensors
+    return Fitter(
+        Quantizer(tensors, inputs.plan, None, device=inputs.device),
+        tensors,
+        aliases=inputs.checkpoint.aliases,
+        metadata=artifact_metadata(inputs.checkpoint, inputs.tokenizer.sha256),
+        files=inputs.files,
+        form=inputs.form,
+        codecs=inputs.codecs,
+        progress=log,
+    )
+
+
 def calibrate(inputs: Inputs, options: PackOptions, log: RunLog) -> Statistics:
     """Statistics from a file, from a shard, or from text that the model writes itself."""
-    if options.stats is not None:
-        return load_statistics(
-            options.stats, fingerprint=inputs.checkpoint_sha256, device=inputs.device
-        )
+    if inputs.statistics is not None:
+        return inputs.statistics
     if inputs.calibration is None:
         rows = sample_tokens(
             inputs.model,
@@ -172,24 +177,13 @@ def score_decoded(
 
 def decoded_model(checkpoint: Checkpoint, product: Product, inputs: Inputs) -> nn.Module:
     """The model with the tensors that the artifact's own decoder wrote."""
-    decoded = Checkpoint(
-        tensors=product.decoded,
-        architecture=checkpoint.architecture,
-        config=checkpoint.config,
-        aliases=checkpoint.aliases,
-        name=checkpoint.name,
-    )
-    return build_model(decoded, device=inputs.device)
+    return build_model(replace(checkpoint, tensors=product.decoded), device=inputs.device)
 
 
 def artifact_metadata(checkpoint: Checkpoint, tokenizer_sha256: str) -> dict[str, str]:
     """What the artifact says about itself."""
-    return {
-        "architecture": checkpoint.architecture,
-        "config": json.dumps(checkpoint.config, sort_keys=True, separators=(",", ":")),
-        "model_name": checkpoint.name,
-        "tokenizer_sha256": tokenizer_sha256,
-    }
+    known = replace(checkpoint, tokenizer_sha256=tokenizer_sha256)
+    return {**known.metadata, "model_name": checkpoint.name}
 
 
 def write_report(report: dict[str, Any], path: Path | None, *, force: bool) -> None:

@@ -80,6 +80,12 @@ def produce(
         for name, reason in quantizer.fallbacks.items():
             tell = log.note if kinds[name] == "embedding" else log.warn
             tell(f"{name}: {reason}")
+        for name, factor in quantizer.factors.items():
+            if factor.U is not None and factor.retries:
+                log.note(f"{name}: not positive definite; damped by {factor.damping:g} instead")
+        dead = sum(factor.num_dead for factor in quantizer.factors.values())
+        if dead:
+            log.note(f"{dead:,} input columns were zero throughout the calibration")
     with log.measured("fit to budget"):
         fitter = Fitter(
             quantizer,
@@ -98,13 +104,13 @@ def produce(
         trial.write_bytes(data)
         decoded, decoded_sha256 = decode_elsewhere(trial)
         check_decoded(decoded, fitted.contents)
-    write_atomic(target.out, data, force=target.force)
-    num_bytes = target.out.stat().st_size
-    if num_bytes != fitted.search.num_bytes or num_bytes > target.budget_bytes:
+    if len(data) != fitted.search.num_bytes or len(data) > target.budget_bytes:
         raise VerifyError(
-            f"{target.out}: {num_bytes:,} B on disk, {fitted.search.num_bytes:,} B measured, "
+            f"{target.out.name}: {len(data):,} B rendered, {fitted.search.num_bytes:,} B measured, "
             f"{target.budget_bytes:,} B allowed"
         )
+    write_atomic(target.out, data, force=target.force)
+    num_bytes = target.out.stat().st_size
     return Product(
         path=target.out,
         form=target.form,

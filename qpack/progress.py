@@ -1,7 +1,7 @@
 """How long-running library functions report progress without knowing about terminals.
 
 Functions take `progress: Progress = SILENT`. The command line passes one that draws bars on
-stderr; `Recorder` keeps notes and warnings for the report.
+stderr; `qpack.stages.RunLog` keeps notes and warnings for the report.
 """
 
 from __future__ import annotations

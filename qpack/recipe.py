@@ -20,6 +20,7 @@ Rules are tried from the top; the first that matches decides. Unknown keys are e
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -36,6 +37,17 @@ SCALES = ("absmax", "percentile", "sigma")
 SOLVERS = ("gptq", "rtn")
 KNOBS = ("k", "qmax", "qmax-floor", "none")
 QMAX_LIMIT = 127
+INTEGER_KEYS = (
+    "qmax",
+    "scale",
+    "k",
+    "scale_floor",
+    "clip",
+    "solver",
+    "damping",
+    "act_order",
+    "octave",
+)
 RECIPROCAL_FLOOR = "1/qmax"
 DEFAULT_OCTAVE = {"sigma": 16, "absmax": 64, "percentile": 64}
 """Step codes to a doubling. Steps with a clip hug the largest weight, so they want a finer grid."""
@@ -115,7 +127,7 @@ class Knob:
             raise ConfigError(_unknown("knob", self.name, KNOBS))
         low, high = self.bounds
         problems = []
-        if not 0 < low <= high:
+        if not 0 < low <= high < math.inf:
             problems.append(f"low = {low}, high = {high}: expected 0 < low <= high")
         if self.integer and (low < 1 or high > QMAX_LIMIT or low != int(low) or high != int(high)):
             problems.append(f"low = {low}, high = {high}: qmax is an integer from 1 to 127")
@@ -228,6 +240,9 @@ def _parse_rule(entry: Mapping[str, Any]) -> Rule:
             problems.append(f"bits = {bits!r}: expected an integer from 2 to 8")
         else:
             values["qmax"] = 2 ** (bits - 1) - 1
+    ignored = [key for key in values if key in INTEGER_KEYS]
+    if ignored and values.get("type", "int") in TYPES[1:]:
+        problems.append(f"{', '.join(ignored)}: without meaning for type {values['type']!r}")
     if problems:
         raise ConfigError("rule", items=problems)
     assert patterns is not None
@@ -268,14 +283,15 @@ def _rule_problems(rule: Rule) -> Iterable[str]:
 def _number_problems(rule: Rule) -> Iterable[str]:
     if type(rule.qmax) is not int or not 1 <= rule.qmax <= QMAX_LIMIT:
         yield f"qmax = {rule.qmax!r}: expected an integer from 1 to {QMAX_LIMIT}"
-    if not _is_number(rule.k) or not rule.k > 0:
+    if not _is_number(rule.k) or not 0 < rule.k < math.inf:
         yield f"k = {rule.k!r}: expected a number above 0"
-    if not _is_number(rule.damping) or not rule.damping >= 0:
+    if not _is_number(rule.damping) or not 0 <= rule.damping < math.inf:
         yield f"damping = {rule.damping!r}: expected a number, 0 or more"
     floor = rule.scale_floor
-    if floor != RECIPROCAL_FLOOR and (not _is_number(floor) or not float(floor) >= 0):
+    if floor != RECIPROCAL_FLOOR and (not _is_number(floor) or not 0 <= float(floor) < math.inf):
         yield f'scale_floor = {floor!r}: expected a number, 0 or more, or "{RECIPROCAL_FLOOR}"'
-    if rule.octave is not None and rule.octave not in (1, 2, 4, 8, 16, 32, 64):
+    octaves = (None, 1, 2, 4, 8, 16, 32, 64)
+    if rule.octave not in octaves or type(rule.octave) not in (int, type(None)):
         yield f"octave = {rule.octave!r}: expected a power of two from 1 to 64"
 
 

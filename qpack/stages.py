@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +11,11 @@ from pathlib import Path
 
 from qpack.progress import SILENT, Progress, Task
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageRow:
@@ -19,9 +23,9 @@ class StageRow:
 
     name: str
     seconds: float
-    peak_rss_bytes: int
+    peak_rss_bytes: int | None
     """peak resident memory of this process during the stage; where the system cannot reset its
-    high-water mark, the peak so far"""
+    high-water mark, the peak so far; None where it keeps none"""
 
 
 @dataclass
@@ -60,13 +64,15 @@ class RunLog:
         self.rows.append(StageRow(name=name, seconds=seconds, peak_rss_bytes=peak_rss_bytes()))
 
 
-def peak_rss_bytes() -> int:
+def peak_rss_bytes() -> int | None:
     """High-water mark of this process's resident memory."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text("ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

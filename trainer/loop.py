@@ -252,6 +252,7 @@ def _finish(run: _Run, loss: float, last: Score | None) -> TrainResult:
             config=run.model.config.to_dict(),
             aliases={},
             name=config.out.stem,
+            tokenizer_sha256=run.tokenizer.sha256,
         ),
         force=config.force,
     )

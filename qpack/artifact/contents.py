@@ -7,6 +7,7 @@ streams below `MISC_BYTES` are merged into one a type, since each stream costs a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -18,7 +19,7 @@ from qpack.artifact import rules
 from qpack.artifact.values import value_problems
 from qpack.codec.select import TypedStream
 from qpack.errors import CheckpointError
-from qpack.tensors import Contents, QuantizedTensor, RawTensor, StoredTensor
+from qpack.tensors import Contents, EmbeddedFile, QuantizedTensor, RawTensor, StoredTensor
 
 MISC_BYTES = 4096
 _INTEGER_DTYPES = {np.dtype(np.int8): "I8", np.dtype(np.int16): "I16"}
@@ -61,25 +62,37 @@ def check_contents(contents: Contents) -> None:
         for tensor in contents.tensors
         for problem in _tensor_problems(tensor)
     ]
-    layout = lay.Layout(
-        streams=(),
-        tensors=tuple(lay.TensorInfo(name=t.name, shape=(), stream=0) for t in contents.tensors),
+    offenders += description_problems(
+        [tensor.name for tensor in contents.tensors],
         aliases=contents.aliases,
         metadata=contents.metadata,
-        files=tuple(
-            lay.FileInfo(name=f.name, role=f.role, stream=0, num_bytes=len(f.data))
-            for f in contents.files
-        ),
+        files=contents.files,
     )
-    offenders += rules.count_problems(
-        streams=0,
-        tensors=len(contents.tensors) + len(contents.aliases),
-        metadata=len(contents.metadata),
-        files=len(contents.files),
-    )
-    offenders += rules.name_problems(layout)
     if offenders:
         raise CheckpointError("contents that an artifact cannot hold", items=offenders)
+
+
+def description_problems(
+    names: Sequence[str],
+    *,
+    aliases: Mapping[str, str],
+    metadata: Mapping[str, str],
+    files: Sequence[EmbeddedFile],
+) -> list[str]:
+    """What the format cannot hold of names, counts and metadata: known before any tensor is."""
+    layout = lay.Layout(
+        streams=(),
+        tensors=tuple(lay.TensorInfo(name=name, shape=(), stream=0) for name in names),
+        aliases=dict(aliases),
+        metadata=dict(metadata),
+        files=tuple(
+            lay.FileInfo(name=f.name, role=f.role, stream=0, num_bytes=len(f.data)) for f in files
+        ),
+    )
+    counts = rules.count_problems(
+        streams=0, tensors=len(names) + len(aliases), metadata=len(metadata), files=len(files)
+    )
+    return [*counts, *rules.name_problems(layout)]
 
 
 def _tensor_problems(tensor: StoredTensor) -> list[str]:

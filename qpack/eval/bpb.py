@@ -143,7 +143,7 @@ def _score_all(
     with progress.stage("score", total=len(tokens) - 1, unit="tokens") as task:
         nats, divergence = _accumulate(models, tokens, _batches(plan, batch), device, task)
     seconds = time.perf_counter() - began
-    if not all(map(math.isfinite, nats)):
+    if not all(map(math.isfinite, (*nats, divergence))):
         raise DataError("a model gives no finite score", hint="look for NaN or Inf in its weights")
     return [
         Score(

@@ -77,20 +77,29 @@ def search(
     probes = _Probes(knob, budget_bytes, estimate, encode)
     coarse, fine = probes.ends
     if probes.estimated(coarse) * CODEC_OVER_ENTROPY > 0.97 * budget_bytes:
-        smallest = probes.encoded(coarse)
-        if smallest > budget_bytes:
-            raise BudgetError(
-                f"smallest possible artifact is {smallest:,} B, budget is {budget_bytes:,} B "
-                f"({smallest - budget_bytes:,} B too many), at {knob.name} = {coarse:g}",
-                items=largest(coarse),
-                hint="raise the budget, widen the knob's bounds, or give the largest tensors "
-                "fewer bits in a recipe",
-            )
+        check_fits(
+            probes.encoded(coarse), budget_bytes, f"{knob.name} = {coarse:g}", largest(coarse)
+        )
     if coarse == fine or probes.estimated(fine) < 1.03 * budget_bytes:
         size = probes.encoded(fine)
         if size <= budget_bytes:
             return probes.result(fine, f"the finest end of the range, {fine:g}, fits")
-    return _settle_integer(probes) if knob.integer else _settle_continuous(probes)
+    found = _settle_integer(probes) if knob.integer else _settle_continuous(probes)
+    # A codec can be far from the entropy (`store`): what was settled on may be the coarse end.
+    check_fits(found.num_bytes, budget_bytes, f"{knob.name} = {found.value:g}", largest(coarse))
+    return found
+
+
+def check_fits(smallest: int, budget_bytes: int, where: str, largest: Sequence[str]) -> None:
+    """Raise `BudgetError` if the smallest file there is does not fit."""
+    if smallest > budget_bytes:
+        raise BudgetError(
+            f"smallest possible artifact is {smallest:,} B, budget is {budget_bytes:,} B "
+            f"({smallest - budget_bytes:,} B too many), at {where}",
+            items=largest,
+            hint="raise the budget, widen the knob's bounds, allow better codecs, or give the "
+            "largest parts fewer bits in a recipe",
+        )
 
 
 def _settle_continuous(probes: _Probes) -> SearchResult:

@@ -1,9 +1,10 @@
 """Calibration: the input second moment `H = sum x x^T` of every weight, from forward passes.
 
-One small pass finds which weights share their input (q, k and v of a layer; same input tensor at
-every use): they share one H. Then every batch adds to each H once a use, so a layer that runs
-twice counts both of its inputs. A tied embedding gets its H where it is used as a matrix, that is
-from the head's input. Works on any `nn.Module` that takes one batch as its argument.
+Every use of a weight in a product adds to its H, so a layer that runs twice counts both of its
+inputs, and an expert that is routed to counts what reached it. The product of an input with itself
+is computed once for all weights that receive that same tensor (q, k and v of a layer); weights
+whose sums turn out identical share one H from then on. A tied embedding gets its H where it is
+used as a matrix, that is from the head's input. Works on any `nn.Module` of one argument.
 
 Under `torch.distributed` every rank takes its share of the batches and the sums are all-reduced,
 so that all ranks hold the same statistics.
@@ -11,8 +12,10 @@ so that all ranks hold the same statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,6 +26,9 @@ from qpack.errors import CalibrationError
 from qpack.progress import SILENT, Progress
 from qpack.quant.statistics import Statistics
 from qpack.quant.tap import WeightTap
+
+_RECENT_INPUTS = 4
+"""Inputs remembered within a forward pass: q, k and v follow one another closely."""
 
 _SYMMETRIC_BLOCK = 384
 """H of wider inputs is accumulated by blocks of its upper triangle: up to 40 % fewer products."""
@@ -45,21 +51,64 @@ def collect(
     """
     if not batches or sum(batch.numel() for batch in batches) == 0:
         raise CalibrationError("the calibration set is empty", hint="give at least one batch")
-    parameters = dict(model.named_parameters())
     with _evaluating(model), torch.no_grad():
-        groups = find_groups(model, parameters, batches[0][:1].to(device))
-        sums, counts = _accumulate(
-            model, parameters, groups, batches, device=device, progress=progress
-        )
-    _all_reduce(sums, counts)
-    _check_finite(sums, groups)
+        gathered = _gather(model, batches, device=device, progress=progress)
+    sums, counts = gathered.sums, gathered.counts
+    _all_reduce(sums, counts, model, device)
+    _check_finite(sums)
+    members = _share(sums, counts)
+    for name in [name for name, leader in members.items() if name != leader]:
+        del sums[name], counts[name]
+    _warn_of_few_inputs(sums, counts, progress)
     return Statistics(
         hessians=sums,
         counts=counts,
-        members={name: leader for leader, names in groups.items() for name in names},
+        members=members,
         fingerprint=fingerprint,
         source=dict(source or {}),
     )
+
+
+class _Recent(NamedTuple):
+    """An input seen a moment ago. Holding it keeps its address from being used again."""
+
+    x: Tensor
+    version: int
+    gram: Tensor
+    num_inputs: int
+
+    def is_same(self, x: Tensor) -> bool:
+        """Whether `x` is this tensor, not changed since."""
+        return (
+            x.data_ptr() == self.x.data_ptr()
+            and x.shape == self.x.shape
+            and x.stride() == self.x.stride()
+            and x._version == self.version
+        )
+
+
+class _Sums:
+    """H (its upper triangle) and the number of input vectors of every weight, as uses come in."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self._recent: deque[_Recent] = deque(maxlen=_RECENT_INPUTS)
+
+    def observe(self, name: str, x: Tensor, rows: Callable[[], Tensor]) -> None:
+        """Add one use of weight `name` with input `x`, as a `tap.Observer`."""
+        found = next((known for known in self._recent if known.is_same(x)), None)
+        if found is None:
+            inputs = rows().float()
+            gram = torch.zeros((inputs.shape[1], inputs.shape[1]), device=inputs.device)
+            add_outer(gram, inputs)
+            found = _Recent(x, x._version, gram, inputs.shape[0])
+            self._recent.append(found)
+        if name not in self.sums:
+            self.sums[name] = torch.zeros_like(found.gram)
+            self.counts[name] = 0
+        self.sums[name] += found.gram
+        self.counts[name] += found.num_inputs
 
 
 @contextmanager
@@ -77,60 +126,41 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def find_groups(
-    model: nn.Module, parameters: Mapping[str, Tensor], example: Tensor
-) -> dict[str, list[str]]:
-    """Weights that receive the same input tensor at every use: leader -> members, in call order."""
-    serials: dict[tuple[int, ...], int] = {}
-    alive: list[Tensor] = []  # holds every input, so that no address is used twice
-    uses: dict[str, list[int]] = {}
-
-    def observe(name: str, x: Tensor, rows: Callable[[], Tensor]) -> None:
-        alive.append(x)
-        key = (x.data_ptr(), x._version, x.numel(), x.shape[-1])
-        uses.setdefault(name, []).append(serials.setdefault(key, len(serials)))
-
-    with WeightTap(parameters, observe):
-        model(example)
-    groups: dict[tuple[tuple[int, ...], int], list[str]] = {}
-    for name, inputs in uses.items():
-        cols = parameters[name][0].numel()
-        groups.setdefault((tuple(inputs), cols), []).append(name)
-    return {names[0]: names for names in groups.values()}
-
-
-def _accumulate(
+def _gather(
     model: nn.Module,
-    parameters: Mapping[str, Tensor],
-    groups: dict[str, list[str]],
     batches: Sequence[Tensor],
     *,
     device: torch.device | str,
     progress: Progress,
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    sums = {
-        leader: torch.zeros((cols, cols), device=device)
-        for leader in groups
-        for cols in [parameters[leader][0].numel()]
-    }
-    counts = dict.fromkeys(groups, 0)
-
-    def observe(name: str, x: Tensor, rows: Callable[[], Tensor]) -> None:
-        if name in sums:
-            inputs = rows().float()
-            add_outer(sums[name], inputs)
-            counts[name] += inputs.shape[0]
-
+) -> _Sums:
+    """Run this rank's batches."""
+    gathered = _Sums()
     mine = range(rank(), len(batches), world_size())
     total = sum(batches[i].numel() for i in mine)
-    with progress.stage("calibrate", total=total, unit="tokens") as task:
+    with (
+        progress.stage("calibrate", total=total, unit="tokens") as task,
+        WeightTap(dict(model.named_parameters()), gathered.observe),
+    ):
         for i in mine:
-            with WeightTap(parameters, observe):
-                model(batches[i].to(device))
+            model(batches[i].to(device))
             task.advance(batches[i].numel())
-    for H in sums.values():
+    for H in gathered.sums.values():
         _mirror(H)
-    return sums, counts
+    return gathered
+
+
+def _share(sums: dict[str, Tensor], counts: dict[str, int]) -> dict[str, str]:
+    """Weight -> leader: the first weight whose H and count are the same to the last bit."""
+    leaders: dict[tuple[int, int, float], list[str]] = {}
+    members = {}
+    for name, H in sums.items():
+        key = (H.shape[0], counts[name], float(H.trace()))
+        same = (other for other in leaders.get(key, []) if torch.equal(sums[other], H))
+        leader = next(same, None)
+        if leader is None:
+            leaders.setdefault(key, []).append(name)
+        members[name] = leader or name
+    return members
 
 
 def add_outer(H: Tensor, rows: Tensor) -> None:
@@ -150,28 +180,44 @@ def _mirror(H: Tensor) -> None:
     H.copy_(upper + upper.triu(1).T)
 
 
-def _all_reduce(sums: dict[str, Tensor], counts: dict[str, int]) -> None:
+def _all_reduce(
+    sums: dict[str, Tensor],
+    counts: dict[str, int],
+    model: nn.Module,
+    device: torch.device | str,
+) -> None:
+    """Sum over ranks. A rank whose batches never reached a weight contributes zeros."""
     if world_size() == 1:
         return
-    for H in sums.values():
+    parameters = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.numel()}
+    seen = torch.tensor([counts.get(name, 0) for name in parameters], device=device)
+    dist.all_reduce(seen)
+    for (name, parameter), count in zip(parameters.items(), seen.tolist(), strict=True):
+        if count == 0:
+            continue
+        cols = parameter[0].numel()
+        H = sums.setdefault(name, torch.zeros((cols, cols), device=device))
         dist.all_reduce(H)
-    names = list(counts)
-    device = next(iter(sums.values())).device if sums else torch.device("cpu")
-    total = torch.tensor([counts[name] for name in names], dtype=torch.int64, device=device)
-    dist.all_reduce(total)
-    counts.update(zip(names, (int(n) for n in total), strict=True))
+        counts[name] = count
 
 
-def _check_finite(sums: dict[str, Tensor], groups: dict[str, list[str]]) -> None:
-    bad: Iterable[str] = [
-        name
-        for leader, names in groups.items()
-        if not bool(torch.isfinite(sums[leader]).all())
-        for name in names
-    ]
+def _check_finite(sums: dict[str, Tensor]) -> None:
+    bad = [name for name, H in sums.items() if not bool(torch.isfinite(H).all())]
     if bad:
         raise CalibrationError(
             "the model's activations are not finite on the calibration data, at the input of:",
             items=bad,
             hint="check the checkpoint with `qpack eval`; its loss is likely NaN",
+        )
+
+
+def _warn_of_few_inputs(
+    sums: dict[str, Tensor], counts: dict[str, int], progress: Progress
+) -> None:
+    few = [name for name, H in sums.items() if counts[name] < H.shape[0]]
+    if few:
+        worst = min(few, key=lambda name: counts[name] / sums[name].shape[0])
+        progress.warn(
+            f"{len(few)} Hessian(s) come from fewer inputs than columns, {worst} from "
+            f"{counts[worst]:,} for {sums[worst].shape[0]:,}: give more calibration data"
         )

@@ -174,10 +174,15 @@ class Quantizer:
         )
 
     def _ordered_transpose(self, stack: _Stack) -> Tensor:
-        W = torch.cat([self.weights[entry.name] for entry in stack.entries])
-        WT = W.T.contiguous()
-        WT[stack.factor.dead] = 0.0
-        return WT[stack.factor.order]
+        """Dead columns multiply inputs that are always zero, so zeros cost nothing there; but the
+        rows of a table are also looked up, where every column counts: those stay as they are."""
+        columns = []
+        for entry in stack.entries:
+            WT = self.weights[entry.name].T.clone()
+            if entry.kind != "embedding":
+                WT[stack.factor.dead] = 0.0
+            columns.append(WT)
+        return torch.cat(columns, dim=1)[stack.factor.order]
 
     # -- one pass ------------------------------------------------------------------------------
 

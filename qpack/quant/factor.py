@@ -13,8 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qpack.quant.grid import precise
+
 DAMPING_LADDER = (1.0, 10.0, 100.0, 1000.0)
 """Multiples of the asked damping that are tried in turn while H is not positive definite."""
+
+LEAST_RETRY = 1e-4
+"""A retry damps by at least this, so that the ladder also rises from 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -45,13 +50,19 @@ def factor_hessian(hessian: Tensor, *, damping: float = 0.01, act_order: bool = 
     that the result does not depend on the scale of H. If no rung of the ladder gives a positive
     definite matrix, or H is not finite, `U` is None.
     """
-    H = hessian.double()
+    H = precise(hessian)
     cols = H.shape[0]
     identity_order = torch.arange(cols, device=H.device)
     diagonal = H.diagonal()
     dead = diagonal == 0
     if not bool(torch.isfinite(H).all()) or bool(dead.all()):
-        return Factor(U=None, order=identity_order, dead=dead & False, damping=0.0, retries=0)
+        return Factor(
+            U=None,
+            order=identity_order.to(hessian.device),
+            dead=(dead & False).to(hessian.device),
+            damping=0.0,
+            retries=0,
+        )
     H = H / diagonal[~dead].mean()
     H.diagonal()[dead] = 1.0
     order = (
@@ -60,12 +71,22 @@ def factor_hessian(hessian: Tensor, *, damping: float = 0.01, act_order: bool = 
     H = H[order][:, order]
     eye = torch.eye(cols, dtype=H.dtype, device=H.device)
     for retries, rung in enumerate(DAMPING_LADDER):
-        lam = damping * rung
+        lam = damping if retries == 0 else max(damping, LEAST_RETRY) * rung
         lower, info = torch.linalg.cholesky_ex((H + lam * eye).flip((0, 1)))
         if int(info) == 0:
             U = torch.linalg.solve_triangular(lower.flip((0, 1)), eye, upper=True)
             if bool(torch.isfinite(U).all()):
-                return Factor(U=U.float(), order=order, dead=dead, damping=lam, retries=retries)
+                return Factor(
+                    U=U.float().to(hessian.device),
+                    order=order.to(hessian.device),
+                    dead=dead.to(hessian.device),
+                    damping=lam,
+                    retries=retries,
+                )
     return Factor(
-        U=None, order=identity_order, dead=dead & False, damping=lam, retries=len(DAMPING_LADDER)
+        U=None,
+        order=identity_order.to(hessian.device),
+        dead=(dead & False).to(hessian.device),
+        damping=lam,
+        retries=len(DAMPING_LADDER),
     )

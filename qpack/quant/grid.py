@@ -2,7 +2,7 @@
 
 Legend: W (rows x cols) a weight matrix, s a row step, q = qmax the largest integer of the grid.
 
-    absmax      s = max|w| / q          nothing is clipped
+    absmax      s = max|w| / q          no weight is clipped as it stands
     percentile  s = quantile(|w|, p) / q  p chosen a row by output error
     sigma       s = k * std(w) / q        "SDClip" (pull request 1394): k sets the rate
 
@@ -28,16 +28,22 @@ _HEADROOM = 2.0
 """Error feedback can push a weight past its row's maximum; unclipped steps leave room for it."""
 
 
+def precise(x: Tensor) -> Tensor:
+    """`x` in float64; on the CPU where its device has none (Apple GPUs)."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
+
+
 def encode_steps(steps: Tensor, octave: int, *, up: bool = False) -> Tensor:
     """Codes (int16) of `steps` (any shape, > 0): nearest on the log scale, or never below (`up`).
 
     Zero steps (an all-zero row) get code 0; its integers are zero whatever the step.
     """
-    logs = torch.log2(steps.double().clamp_min(2.0**EXPONENT_MIN)) * octave
+    wide = precise(steps)
+    logs = torch.log2(wide.clamp_min(2.0**EXPONENT_MIN)) * octave
     # A hair of slack keeps a step that is already on the grid from being pushed up by rounding.
     codes = torch.ceil(logs - 1e-9) if up else torch.round(logs)
     codes = codes.clamp(EXPONENT_MIN * octave, (EXPONENT_MAX + 1) * octave - 1)
-    return torch.where(steps > 0, codes, 0.0).to(torch.int16)
+    return torch.where(wide > 0, codes, 0.0).to(torch.int16).to(steps.device)
 
 
 def step_values(codes: Tensor, octave: int) -> Tensor:
@@ -68,7 +74,7 @@ def sigma_steps(W: Tensor, qmax: float, k: float) -> Tensor:
     A row without spread (one column, or constant) has no sigma: its maximum takes the place of
     `k * std`, so that it is represented exactly up to the rounding of the step.
     """
-    std = W.double().std(dim=1, correction=0).to(W.dtype)
+    std = precise(W).std(dim=1, correction=0).to(W)
     peak = W.abs().amax(dim=1)
     degenerate = std <= 1e-6 * peak
     return torch.where(degenerate, peak, k * std) / qmax

@@ -7,8 +7,11 @@ with the groups, counts and provenance as JSON in the metadata.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -75,9 +78,16 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
             f"{path.name}: cannot be read as statistics ({error})",
             hint="write the file again with --save-stats",
         ) from None
-    if description.get("schema") != SCHEMA:
+    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
         raise CalibrationError(
             f"{path.name}: not a statistics file of this version",
+            hint="write the file again with --save-stats",
+        )
+    problems = _description_problems(description, packed)
+    if problems:
+        raise CalibrationError(
+            f"{path.name}: damaged statistics",
+            items=problems,
             hint="write the file again with --save-stats",
         )
     if description["fingerprint"] != fingerprint:
@@ -98,9 +108,36 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
     )
 
 
+def _description_problems(description: dict[str, Any], packed: Mapping[str, Tensor]) -> list[str]:
+    """What is missing or does not agree, a line each."""
+    kinds = {"counts": dict, "members": dict, "source": dict, "fingerprint": str}
+    problems = [key for key, kind in kinds.items() if not isinstance(description.get(key), kind)]
+    if problems:
+        return [f"{key}: missing or of another kind" for key in problems]
+    counts, members = description["counts"], description["members"]
+    leaders = {leader for leader in members.values() if isinstance(leader, str)}
+    problems = [f"{name}: no Hessian" for name in leaders | counts.keys() if name not in packed]
+    for name, triangle in packed.items():
+        cols = _side(triangle)
+        if triangle.ndim != 1 or triangle.dtype != torch.float32:
+            problems.append(f"{name}: not a float32 triangle")
+        elif cols * (cols + 1) // 2 != triangle.numel():
+            problems.append(f"{name}: {triangle.numel():,} values are no triangle")
+        elif not bool(torch.isfinite(triangle).all()):
+            problems.append(f"{name}: values that are not finite")
+        if type(counts.get(name)) is not int or counts[name] < 1:
+            problems.append(f"{name}: no count of inputs")
+    return sorted(problems)
+
+
+def _side(triangle: Tensor) -> int:
+    """Columns of the matrix whose upper triangle has that many values."""
+    return (math.isqrt(8 * triangle.numel() + 1) - 1) // 2
+
+
 def _unpack(triangle: Tensor) -> Tensor:
     """The symmetric matrix of an upper triangle, row by row."""
-    cols = round(((8 * triangle.numel() + 1) ** 0.5 - 1) / 2)
+    cols = _side(triangle)
     H = torch.zeros((cols, cols), dtype=torch.float32)
     rows, columns = torch.triu_indices(cols, cols)
     H[rows, columns] = triangle

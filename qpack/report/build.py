@@ -139,8 +139,8 @@ def stream_rows(encoded: Encoded, trials: Sequence[Trial]) -> list[dict[str, Any
     """One row a stream: the codec that won, and every trial that decided it."""
     tried: dict[str, list[dict[str, Any]]] = {}
     for trial in trials:
-        row = {"codec": trial.codec, "filter": trial.filter, "bytes": trial.bytes}
-        row |= {"seconds": trial.seconds, "screened": trial.screened}
+        row = {"codec": trial.codec, "filter": trial.filter, "input_bytes": trial.input_bytes}
+        row |= {"bytes": trial.bytes, "seconds": trial.seconds, "screened": trial.screened}
         tried.setdefault(trial.stream, []).append(row)
     names = {codec.id: name for name, codec in codecs().items()}
     return [
@@ -199,9 +199,10 @@ def _quantized_columns(
         "qmax": rule.qmax,
         "max_abs": int(integers.abs().max()),
         "clipped": int((W.abs() > (limits + 0.5)[:, None] * steps[:, None]).sum()),
-        "error": float(quantizer.errors(name, integers, steps).double().sum()),
-        "error_rtn": float(quantizer.errors(name, nearest, steps).double().sum()),
+        "error": float(grid.precise(quantizer.errors(name, integers, steps)).sum()),
+        "error_rtn": float(grid.precise(quantizer.errors(name, nearest, steps)).sum()),
         "damping": factor.damping if factor else None,
+        "damping_retries": factor.retries if factor else None,
         "dead_columns": factor.num_dead if factor else None,
         "fallback": quantizer.fallbacks.get(name),
     }

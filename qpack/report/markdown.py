@@ -26,7 +26,7 @@ Report = Mapping[str, Any]
 
 TENSOR_COLUMNS = (
     "name", "shape", "kind", "rule", "qmax", "max_abs", "clipped", "bits_per_weight", "bytes",
-    "error", "error_rtn", "damping", "dead_columns", "fallback",
+    "error", "error_rtn", "damping", "damping_retries", "dead_columns", "fallback",
 )  # fmt: skip
 STREAM_COLUMNS = ("name", "elements", "dtype", "codec", "filter", "raw_bytes", "bytes")
 
@@ -54,7 +54,7 @@ def summary(report: Report) -> str:
     rows: list[tuple[str, Cell]] = [
         ("artifact", describe_bytes(size)),
         ("budget", f"{format_bytes(budget)}, {100 * report['budget_use']:.3f} % used"),
-        *(scores(report) if "quality" in report else ()),
+        *(scores(report) if report.get("bpb_float") is not None else ()),
         ("bits a weight", f"{report['bits_per_weight']:.4f}"),
         ("SHA-256", f"`{report['sha256']}`"),
     ]
@@ -74,6 +74,9 @@ def scores(report: Report) -> list[tuple[str, Cell]]:
 def quality(report: Report) -> str:
     """How the two scores were taken."""
     q = report["quality"]
+    if "relative_output_error" in q:
+        text = "squared error of the decoded module's outputs, relative to the outputs"
+        return f"## Quality\n\n{q['relative_output_error']:.3e}: {text}, {q['batches']} batches."
     rows = [
         (name, f"{part['nats']:,.3f}", f"{part['bpb']:.6f}")
         for name, part in (("float", q["float"]), ("decoded", q["decoded"]))
@@ -108,12 +111,16 @@ def ledger(report: Report) -> str:
 def streams(report: Report) -> str:
     """The streams of the file, and what each codec would have made of them."""
     trials = [
-        {"stream": stream["name"], **trial}
+        {"stream": stream["name"], **trial, "ratio": trial["bytes"] / max(1, trial["input_bytes"])}
         for stream in report["streams"]
         for trial in stream["trials"]
     ]
     text = f"## Streams\n\n{table(report['streams'], STREAM_COLUMNS)}"
-    return f"{text}\n\n### Codecs tried\n\n{table(trials)}" if trials else text
+    note = (
+        "Tried at the first size that was encoded; later ones keep each stream's winner. A "
+        "screened candidate was tried on a sample alone (input bytes) and left out: compare ratios."
+    )
+    return f"{text}\n\n### Codecs tried\n\n{note}\n\n{table(trials)}" if trials else text
 
 
 def tensors(report: Report) -> str:
@@ -132,7 +139,12 @@ def stages(report: Report) -> str:
 
 def complaints(report: Report) -> str:
     """Warnings and fallbacks; a report without any says so."""
-    lines = [*report["warnings"], *(f"fallback: {flatten_row(row)}" for row in report["fallbacks"])]
+    notes = [f"note: {line}" for line in report.get("notes", ())]
+    lines = [
+        *report["warnings"],
+        *notes,
+        *(f"fallback: {flatten_row(row)}" for row in report["fallbacks"]),
+    ]
     return "## Warnings\n\n" + ("\n".join(f"- {line}" for line in lines) or "None.")
 
 

@@ -37,7 +37,7 @@ def test_bits(given: PackOptions) -> None:
         tokenizer=given.tokenizer,
         calib_tokens=2048,
         val_tokens=512,
-        budget_bytes=45_000,
+        budget_bytes=50_000,
         device="cpu",
     )
     rows = {row["name"].partition(":")[0]: row for row in table["rows"]}
@@ -46,7 +46,7 @@ def test_bits(given: PackOptions) -> None:
     assert five["kl"] > six["kl"] > eight["kl"] > 0
     searched = [row for row in table["rows"] if row["name"].startswith("Auto-QMax")]
     assert {row["knob"] for row in searched} == {"k", "qmax"}
-    assert all(row["bytes"] <= 45_000 for row in searched)
+    assert all(row["bytes"] <= 50_000 for row in searched)
     assert table["skipped"] == []
 
 

@@ -141,3 +141,13 @@ def test_weights_of_another_module_are_refused(tmp_path: Path) -> None:
         qpack.load_into(other, tmp_path / "x.qpk")
     assert "0.weight: missing" in caught.value.items
     assert "head.bias: unexpected" in caught.value.items
+
+
+def test_the_report_renders(tmp_path: Path) -> None:
+    from qpack.report import markdown
+
+    model, batches = example()
+    report = qpack.pack(model, calibration=iter(batches), budget=12_000, out=tmp_path / "x.qpk")
+    assert "squared error" in markdown.render(report)
+    with pytest.raises(ConfigError, match="iterable of tensors"):
+        qpack.pack(model, calibration=batches[0], budget=12_000, out=tmp_path / "y.qpk")

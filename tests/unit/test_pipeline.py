@@ -203,6 +203,10 @@ def text_file(folder: Path, name: str, text: str) -> Path:
         (lambda g, f: {"device": "cuda:7"}, SetupError, "cuda"),
         (lambda g, f: {"out": f / "model.bin"}, ConfigError, ".qpk"),
         (lambda g, f: {"out": f / "none" / "m.qpk"}, ConfigError, "folder"),
+        (lambda g, f: {"report": f / "r.md"}, ConfigError, "r.json"),
+        (lambda g, f: {"report": f.parent / "m.qpk"}, ConfigError, "given twice"),
+        (lambda g, f: {"save_stats": g.checkpoint, "force": True}, ConfigError, "inputs too"),
+        (lambda g, f: {"codecs": ("store",), "budget_bytes": 25_000}, BudgetError, "smallest"),
         (lambda g, f: {"budget_bytes": 0}, ConfigError, "budget"),
         (lambda g, f: {"budget_bytes": 2_000}, BudgetError, "smallest possible artifact"),
         (lambda g, f: {"code": (f / "gone.py",)}, QpackError, "gone.py"),
@@ -228,3 +232,28 @@ def test_outputs_that_exist_are_named_before_any_work(given: PackOptions, tmp_pa
         pack_checkpoint(with_out(given, out, report=report))
     assert len(caught.value.items) == 2
     assert out.read_bytes() == b"mine"
+
+
+def test_calibrated_tokens_are_not_scored_after_reuse(given: PackOptions, tmp_path: Path) -> None:
+    stats = tmp_path / "stats.safetensors"
+    pack_checkpoint(with_out(given, tmp_path / "a.qpk", save_stats=stats))
+    again = with_out(given, tmp_path / "b.qpk", stats=stats, calib_tokens=64)
+    report = pack_checkpoint(again)
+    assert report["inputs"]["validation"]["first_token"] == 1024
+
+
+def test_a_recipe_without_a_knob_is_encoded_once(given: PackOptions, tmp_path: Path) -> None:
+    report = pack_checkpoint(with_out(given, tmp_path / "m.qpk", knob="none"))
+    assert [probe["kind"] for probe in report["probes"]] == ["codec"]
+    assert any("no rule follows the knob" in warning for warning in report["warnings"])
+    with pytest.raises(BudgetError, match="which no knob turns"):
+        pack_checkpoint(with_out(given, tmp_path / "n.qpk", knob="none", budget_bytes=9_000))
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(given: PackOptions, tmp_path: Path) -> None:
+    pack_checkpoint(with_out(given, tmp_path / "a.qpk"))
+    other = tmp_path / "other.model"
+    other.write_bytes(given.tokenizer.read_bytes() + b"\x1a\x00")  # an empty field more
+    options = with_out(given, tmp_path / "b.qpk", checkpoint=tmp_path / "a.qpk", tokenizer=other)
+    with pytest.raises(DataError, match="not the tokenizer of"):
+        pack_checkpoint(options)

@@ -13,7 +13,7 @@ def test_default_is_what_the_reference_systems_do() -> None:
     assert (embedding.qmax, embedding.scale, embedding.k, embedding.solver) == (
         127,
         "sigma",
-        20.0,
+        10.0,
         "gptq",
     )
     assert (matrix.qmax, matrix.scale, matrix.k, matrix.knob) == (31, "sigma", 12.85, True)
@@ -70,6 +70,9 @@ def test_bits(bits: int, qmax: int) -> None:
         ("[knob]\nname = 'k'\nlow = 9\nhigh = 2", "expected 0 < low <= high"),
         ("[knob]\nname = 'qmax'\nhigh = 200", "qmax is an integer from 1 to 127"),
         ("[knob]\nlow = 'x'", "knob.low = 'x': expected a number"),
+        ('[[rule]]\nmatch = "a"\noctave = 16.0', "octave = 16.0"),
+        ('[[rule]]\nmatch = "a"\nk = inf', "k = inf"),
+        ('[[rule]]\nmatch = "a"\ntype = "keep"\nbits = 4', "qmax: without meaning for type 'keep'"),
         ("[[rule", "not valid TOML"),
     ],
 )

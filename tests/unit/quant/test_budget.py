@@ -96,3 +96,10 @@ def test_flat_curve_ends() -> None:
     """A model without turned weights: every value gives the same file."""
     result = search(Knob(name="k"), 5_000, estimate=lambda k: 4_000, encode=lambda k: 4_100)
     assert result.num_bytes == 4_100
+
+
+@pytest.mark.parametrize("name", ["k", "qmax"])
+def test_a_codec_far_above_the_entropy_is_no_excuse(name: str) -> None:
+    """Whatever the estimate says, nothing over the budget is returned."""
+    with pytest.raises(BudgetError, match="65,000"):
+        search(Knob(name=name), 25_000, estimate=lambda v: 10_000, encode=lambda v: 65_000)

@@ -163,3 +163,25 @@ def test_shapes_that_are_not_matrices() -> None:
     assert out["0.weight"].shape == (8, 3, 3, 3)
     assert out["0.bias"].integers.shape == (1, 8)
     assert torch.allclose(decoded(out["0.bias"]), tensors["0.bias"], atol=0.01)
+
+
+def test_dead_inputs_of_a_tied_table_keep_its_lookup_side() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(32, 16)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.table(tokens).clone()
+            x[..., 5] = 0
+            return x @ self.table.weight.T
+
+    model = Tied().requires_grad_(False)
+    tensors = dict(model.state_dict())
+    recipe = parse_recipe('[[rule]]\nmatch="re:.*"\nbits=8', name="r")
+    plan = make_plan(tensors, classify(model), {}, recipe)
+    statistics = collect(model, [torch.arange(32).reshape(2, 16)], fingerprint="f")
+    quantizer = Quantizer(tensors, plan, statistics)
+    assert quantizer.factors["table.weight"].num_dead == 1
+    found = decoded(quantizer.quantize(0)["table.weight"])
+    assert torch.allclose(found[:, 5], tensors["table.weight"][:, 5], atol=0.02)

@@ -79,3 +79,10 @@ def test_extreme_scales(scale: float) -> None:
     factor = factor_hessian(X.T @ X * scale)
     assert factor.U is not None
     assert factor.retries == 0
+
+
+def test_the_ladder_also_rises_from_zero() -> None:
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    factor = factor_hessian(x.T @ x, damping=0.0)
+    assert factor.U is not None
+    assert factor.retries >= 1

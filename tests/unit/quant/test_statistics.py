@@ -69,3 +69,31 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError):
         save_statistics(path, sample())
     save_statistics(path, sample(), force=True)
+
+
+def test_statistics_that_do_not_agree_with_themselves(tmp_path: Path) -> None:
+    import json
+
+    import safetensors.torch
+
+    def write(tensors: dict[str, torch.Tensor], **changes: object) -> Path:
+        description = {
+            "schema": "qpack.statistics/1", "counts": {"a": 3}, "members": {"a": "a"},
+            "fingerprint": "abc", "source": {},
+        } | changes  # fmt: skip
+        path = tmp_path / "s.safetensors"
+        safetensors.torch.save_file(tensors, path, metadata={"qpack": json.dumps(description)})
+        return path
+
+    triangle = {"a": torch.ones(6)}
+    load_statistics(write(triangle), fingerprint="abc", device="cpu")
+    for tensors, changes, words in (
+        ({"a": torch.ones(5)}, {}, "no triangle"),
+        ({"a": torch.full((6,), float("nan"))}, {}, "not finite"),
+        (triangle, {"counts": {}}, "a: no count"),
+        (triangle, {"counts": None}, "counts: missing"),
+        (triangle, {"members": {"b": "c"}}, "c: no Hessian"),
+    ):
+        with pytest.raises(CalibrationError, match="damaged") as caught:
+            load_statistics(write(tensors, **changes), fingerprint="abc", device="cpu")
+        assert words in str(caught.value)

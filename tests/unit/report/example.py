@@ -56,7 +56,8 @@ def report() -> dict[str, Any]:
         "streams": [
             {"name": "int8 *", "elements": 26_000_000, "dtype": "int8", "codec": "brotli",
              "filter": "none", "raw_bytes": 26_000_000, "bytes": 11_000_000,
-             "trials": [{"codec": "brotli", "filter": "none", "bytes": 11_000_000, "seconds": 40.0,
+             "trials": [{"codec": "brotli", "filter": "none",
+                         "input_bytes": 27_000_000, "bytes": 11_000_000, "seconds": 40.0,
                          "screened": False}]},
         ],
         "stages": [{"name": "calibrate", "seconds": 38.06, "peak_rss_bytes": 2_000_000_000}],
