@@ -55,7 +55,7 @@ def explain(error: BaseException) -> Failure:
             kind="Interrupted",
             exit_code=EXIT_INTERRUPTED,
             message="interrupted; unfinished output was not written",
-            hint="run the same command again",
+            hint="run the same command again, with --force where it says that an output exists",
         )
     known = error if isinstance(error, QpackError) else translate(error)
     if known is None:

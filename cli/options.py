@@ -42,6 +42,8 @@ def check_input(path: Path) -> Path:
         raise InputError(f"{path} is a folder, not a file")
     if not path.exists():
         raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: not a regular file", hint="write it to a file first")
     return path
 
 

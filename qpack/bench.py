@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from qpack.codec.entropy import zero_order_bits
 from qpack.codec.registry import resolve
 from qpack.codec.select import Choices
 from qpack.environment import provenance
-from qpack.errors import ArtifactError, BudgetError
+from qpack.errors import ArtifactError, BudgetError, CheckpointError
 from qpack.eval.bpb import compare
 from qpack.fit import Fitter
 from qpack.inputs import Inputs, read_inputs
@@ -55,6 +55,8 @@ def bench_codecs(
     """
     contents, origin = _integers_of(path)
     parts = [part for part in group(contents) if part.kind == INTEGERS]
+    if not parts:
+        raise CheckpointError(f"{path}: holds no integers to try codecs on")
     chosen = resolve(codecs, stdlib_only=False)
     total = sum(part.stream.array.nbytes for part in parts) * len(chosen)
     rows = []
@@ -201,6 +203,8 @@ class _BitsTable:
     statistics: Statistics
     log: RunLog
     choices: Choices | None = None
+    fitters: dict[str, Fitter] = field(default_factory=dict)
+    """by knob: factors are kept from row to row"""
 
     def row(self, name: str, knob: str, value: float) -> dict[str, Any]:
         """The matrices at one knob value."""
@@ -219,12 +223,14 @@ class _BitsTable:
         return self._score(name, knob, value, found.contents, size)
 
     def _fitter(self, knob: str) -> Fitter:
+        if knob in self.fitters:
+            return self.fitters[knob]
         inputs = self.inputs
         recipe = inputs.plan.recipe.with_knob(knob)
         tensors = inputs.checkpoint.tensors
         kinds = {entry.name: entry.kind for entry in inputs.plan.tensors}
         plan = make_plan(tensors, kinds, inputs.checkpoint.aliases, recipe)
-        return Fitter(
+        self.fitters[knob] = Fitter(
             Quantizer(tensors, plan, self.statistics, device=inputs.device),
             tensors,
             aliases=inputs.checkpoint.aliases,
@@ -234,6 +240,7 @@ class _BitsTable:
             codecs=inputs.codecs,
             progress=self.log,
         )
+        return self.fitters[knob]
 
     def _score(
         self, name: str, knob: str, value: float, contents: Contents, size: int

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpack.errors import ResourceError
+from qpack.inputs import check_outputs
 from qpack.pipeline import PackOptions, pack_checkpoint
 from qpack.plugins import TRAINERS, load_plugin
 from qpack.progress import SILENT, Progress
@@ -60,6 +61,8 @@ def run_demo(
         "out": out_dir / "model.safetensors",
         "metrics": out_dir / "metrics.jsonl",
     }
+    packed = [out_dir / name for name in ("model.pyz", "report.json", "report.md")]
+    check_outputs([*paths.values(), *packed], inputs=[], force=force)
     config = {
         **paths,
         "text": "standard-library",

@@ -33,6 +33,8 @@ from qpack.torch_tensors import to_raw
 DEFLATE_LIMIT = 4 << 20
 """Raw data up to this many bytes is also deflated for its estimate: it may repeat itself."""
 
+NO_KNOB = "this recipe, which no knob turns"
+
 LOW_USE = 0.95
 """Below this share of the budget a file without a knob earns a warning."""
 
@@ -167,7 +169,7 @@ class Fitter:
         begin = time.perf_counter()
         size = self.encode(value)
         seconds = time.perf_counter() - begin
-        check_fits(size, budget_bytes, "this recipe, which no knob turns", self.largest(value))
+        check_fits(size, budget_bytes, NO_KNOB, self.largest(value))
         if size < LOW_USE * budget_bytes:
             self._progress.warn(
                 f"the file uses {size / budget_bytes:.1%} of the budget: no rule follows the knob; "
@@ -184,7 +186,9 @@ class Fitter:
         coarse = low if knob.finer_upwards else high
         smallest = self.estimate(coarse)
         if smallest * FLOOR_MARGIN > budget_bytes:
-            where = f"{knob.name} = {coarse:g}, estimated before calibration"
+            turned = knob.name != "none" and self._plan.turned
+            where = f"{knob.name} = {coarse:g}" if turned else NO_KNOB
+            where += " (estimated, before calibration)"
             check_fits(smallest, budget_bytes, where, self.largest(coarse))
 
     def _encode_for_search(self, value: float) -> int:

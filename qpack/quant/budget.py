@@ -98,7 +98,7 @@ def check_fits(smallest: int, budget_bytes: int, where: str, largest: Sequence[s
             f"({smallest - budget_bytes:,} B too many), at {where}",
             items=largest,
             hint="raise the budget, widen the knob's bounds, allow better codecs, or give the "
-            "largest parts fewer bits in a recipe",
+            "largest tensors fewer bits in a recipe",
         )
 
 

@@ -183,7 +183,7 @@ def test_control_c_says_so_and_exits_130(fresh_qpack: Runner) -> None:
         "working",
         "note: stopping; press Ctrl-C again to stop at once",
         "error: interrupted; unfinished output was not written",
-        "  fix: run the same command again",
+        "  fix: run the same command again, with --force where it says that an output exists",
     ]
 
 
