@@ -306,15 +306,15 @@ def run(arguments: list[str] | None) -> None:
     if not inside:
         parser.add_argument("model", help="a .qpk file")
     parser.add_argument("-o", dest="output", metavar="OUT.safetensors", help="file to write")
-    parser.add_argument("--files", metavar="DIR", help="also write the embedded files here")
+    parser.add_argument("--files", metavar="DIR", help="write the embedded files here")
     parser.add_argument("--force", action="store_true", help="overwrite outputs")
     options = parser.parse_args(arguments)
     data = loader.get_data(os.path.join(loader.archive, "model.qpk") if inside else options.model)
-    if options.output is None:
+    if options.output is None and options.files is None:
         print(describe(data))
         return
     pieces, files = decode(data)
-    outputs = {options.output: pieces}
+    outputs = {options.output: pieces} if options.output else {}
     if options.files is not None:
         outputs |= {os.path.join(options.files, name): [text] for name, text in files.items()}
     existing = [path for path in outputs if os.path.lexists(path)]

@@ -9,7 +9,7 @@ value costs only the column loops.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -95,6 +95,10 @@ class Quantizer:
             turned: self._make_batches([s for s in stacks if s.entries[0].rule.knob is turned])
             for turned in (False, True)
         }
+        for batch in self._batches[False] + self._batches[True]:
+            for place in batch.places:  # one copy of each U is enough
+                name = place.entry.name
+                self.factors[name] = replace(self.factors[name], U=batch.U[place.index])
         self._fixed = self._solve(turned=False, value=0.0)
 
     def quantize(self, value: float) -> dict[str, QuantizedTensor]:

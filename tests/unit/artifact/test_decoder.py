@@ -112,6 +112,14 @@ def test_it_does_not_overwrite(model: Path, capsys: pytest.CaptureFixture[str]) 
     assert (folder / "train.py").read_bytes() == varied().files[0].data
 
 
+def test_files_alone(model: Path) -> None:
+    folder = model.with_name("files")
+    before = set(model.parent.iterdir())
+    assert decoder.main([str(model), "--files", str(folder)]) == 0
+    assert (folder / "train.py").read_bytes() == varied().files[0].data
+    assert set(model.parent.iterdir()) == before | {folder}
+
+
 def test_paths(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "missing.qpk" in fails(capsys, 3, model.with_name("missing.qpk"))
     fails(capsys, 3, model, "-o", model.with_name("no_folder") / "w")
