@@ -47,7 +47,7 @@ def test_a_changed_figure_is_noticed() -> None:
 @pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.name)
 def test_results_say_where_they_come_from(path: Path) -> None:
     result = json.loads(path.read_text("utf-8"))
-    assert str(ROOT.parent) not in path.read_text("utf-8"), "paths of a machine"
+    assert '"/' not in path.read_text("utf-8"), "absolute paths belong to a machine"
     assert result["commit"]
     assert not result["commit"].endswith("+"), "measured on an uncommitted tree"
     assert result["hardware"]["processor"]
