@@ -36,7 +36,7 @@ from qpack.tokens import check_vocab, read_shard, sha256_file
 
 BATCH_TOKENS = 4_096
 """Tokens a calibration batch: large enough for matrix products; larger ones make the allocator
-return every activation to the system, whose page faults then cost a third of the time."""
+return every activation to the system and fetch it again, page by page."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

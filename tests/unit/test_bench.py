@@ -1,6 +1,7 @@
 """The benchmark tables on a real (small) checkpoint: their numbers agree with one another."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,17 +30,21 @@ def test_codecs(given: PackOptions, tmp_path: Path) -> None:
     assert {row["codec"] for row in again["rows"]} == {"lzma"}
 
 
-def test_bits(given: PackOptions) -> None:
+def bits_table(given: PackOptions, budget_bytes: int) -> dict[str, Any]:
     assert given.calib is not None
-    table = bench_bits(
+    return bench_bits(
         given.checkpoint,
         calib=given.calib,
         tokenizer=given.tokenizer,
         calib_tokens=2048,
         val_tokens=512,
-        budget_bytes=50_000,
+        budget_bytes=budget_bytes,
         device="cpu",
     )
+
+
+def test_bits(given: PackOptions) -> None:
+    table = bits_table(given, 50_000)
     rows = {row["name"].partition(":")[0]: row for row in table["rows"]}
     five, six, eight = rows["int5"], rows["int6"], rows["int8"]
     assert five["bytes"] < six["bytes"] < eight["bytes"]
@@ -51,16 +56,7 @@ def test_bits(given: PackOptions) -> None:
 
 
 def test_a_budget_below_the_qmax_range_is_said(given: PackOptions) -> None:
-    assert given.calib is not None
-    table = bench_bits(
-        given.checkpoint,
-        calib=given.calib,
-        tokenizer=given.tokenizer,
-        calib_tokens=2048,
-        val_tokens=512,
-        budget_bytes=20_000,
-        device="cpu",
-    )
+    table = bits_table(given, 20_000)
     assert [skip["knob"] for skip in table["skipped"]] == ["qmax"]
     assert "smallest possible" in table["skipped"][0]["reason"]
     assert table["rows"][-1]["bytes"] == pytest.approx(20_000, rel=0.02)
