@@ -25,8 +25,8 @@ from qpack.progress import SILENT, Progress
 SAMPLE_BYTES = 1 << 20
 SAMPLE_PIECES = 16
 SCREEN_MARGIN = 0.002
-"""Candidates within this of the sample's best go on to the full trial. On the streams of a 27 M
-parameter model the gaps between codecs differ by less than 0.1 % between sample and whole."""
+"""Candidates within this of the sample's best go on to the full trial: a sample ranks codecs
+roughly, and near-equal losers are not worth a pass over the whole."""
 
 Choices = Mapping[str, tuple[int, int]]
 """Stream key -> (codec id, filter id) that won before."""
