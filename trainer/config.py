@@ -1,161 +1,285 @@
-"""Everything that decides a training run. The same config, data and machine give the same model
+"""Everything that decides a training run, in sections. Same config, data and machine, same model
 (with a step budget; a time budget gives as many steps as the machine takes)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from qpack.errors import ConfigError
-from qpack.plugins import did_you_mean
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-REQUIRED_PATHS = ("train", "tokenizer", "out")
-PATHS = (*REQUIRED_PATHS, "val", "metrics")
-DTYPES = ("auto", "float32", "bfloat16")
+from qpack.packing import PackSection
+from qpack.sections import Section, read_section
+
+from .model.config import GPTConfig
+
+AnyPath = Annotated[Path, Field(strict=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """What to train, on what, how, for how long. Learning rates are for AdamW."""
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | Path) else value
+
+
+Paths = Annotated[tuple[AnyPath, ...], BeforeValidator(_listed), Field(strict=False)]
+
+
+class DataSection(Section):
+    """What to train on: shards, or text to make them from."""
+
+    train: Paths = ()
+    """Token shards, or patterns of them (`shards/fineweb_train_*.bin`)."""
+    val: Paths = ()
+    """Token shards to validate on; `val_name` of the report is the first one's."""
+    tokenizer: AnyPath | None = None
+    """SentencePiece model of the shards. With `text` and none given, one is trained."""
+    text: Paths = ()
+    """Documents: .txt, .jsonl, plain or .xz or .zst, or `standard-library`. Shards are made from
+    them in the run's folder."""
+    val_text: Paths = ()
+    """Held-out documents; none: every 20th of `text`."""
+    documents_per_tokenizer: Count = 20_000
+    """Most documents that a new tokenizer is trained on."""
+    order: Literal["random", "listed", "easy", "hard"] = "random"
+    """Order of the shards. `easy`, `hard`: by perplexity under a bigram model of a sample."""
+    windows: Literal["shuffled", "stride", "documents"] = "shuffled"
+    """How sequences are cut: disjoint windows in random order, the same visited by a stride coprime
+    to their number, or each beginning with a document."""
+    curriculum: Annotated[float, Field(ge=0)] = 0.0
+    """Power P of the Markov curriculum: token weights 1 + P min(surprise x entropy / 5, 1), divided
+    by their mean. 0: off."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that tokenize; 0: one a core."""
+
+
+class OptimSection(Section):
+    """Optimizers and their rates, by kind of parameter."""
+
+    matrix: Literal["muon", "adamw"] = "muon"
+    """Optimizer of the matrices inside the blocks; all others have AdamW."""
+    orthogonalize: Literal["ns5", "polar-express"] = "ns5"
+    """Coefficients of the Newton-Schulz iteration."""
+    ns_steps: Annotated[int, Field(ge=1, le=12)] = 5
+    """Its iterations."""
+    normalize: Literal["none", "rows", "rows-columns"] = "none"
+    """Before it: MuonEq-R divides each row by its norm; then also each column."""
+    precondition: Literal["none", "mousse-diagonal", "mousse-kronecker"] = "none"
+    """Mousse: whitening by moving second moments of rows and columns, or by Kronecker factors."""
+    matrix_lr: Positive = 0.025
+    embedding_lr: Positive = 0.035
+    """Of token, hash and value tables."""
+    head_lr: Positive = 0.008
+    """Of an untied head."""
+    scalar_lr: Positive = 0.025
+    """Of gains, gates and scales."""
+    matrix_decay: Annotated[float, Field(ge=0)] = 0.04
+    """Decoupled weight decay, times the learning rate."""
+    embedding_decay: Annotated[float, Field(ge=0)] = 0.04
+    head_decay: Annotated[float, Field(ge=0)] = 0.0
+    scalar_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Decay = 0.95
+    """Of Muon, after its warm-up."""
+    momentum_start: Decay = 0.85
+    momentum_warmup_steps: Annotated[int, Field(ge=0)] = 300
+    """Steps over which the momentum rises from `momentum_start`."""
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    eps: Positive = 1e-8
+    clip: Annotated[float, Field(ge=0)] = 0.3
+    """Largest global norm of the gradient; 0: no clipping."""
+
+
+class ScheduleSection(Section):
+    """The one factor on all learning rates."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear rise."""
+    warmdown: Fraction = 0.6
+    """Last part of the budget, over which the factor falls to `floor`."""
+    warmdown_steps: Annotated[int, Field(ge=0)] = 0
+    """The same counted in steps at the pace measured so far; if given, `warmdown` is not used."""
+    shape: Literal["linear", "cosine"] = "linear"
+    floor: Fraction = 0.0
+
+
+class AverageSection(Section):
+    """Averages of the weights, and which weights are shipped."""
+
+    ema_decay: Decay = 0.0
+    """0: no EMA."""
+    ema_warmup: bool = False
+    """Decay min(d, t / (t + 50)) at the t-th update."""
+    ema_from: Fraction = 0.0
+    """Progress at which the EMA begins."""
+    ema_from_step: Annotated[int, Field(ge=0)] = 0
+    """Step at which it begins at the earliest."""
+    swa_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between the weights of the uniform average; 0: no SWA."""
+    swa_below: Fraction = 0.2
+    """It begins when the factor of the learning rates is below this."""
+    ship: Literal["last", "ema", "swa", "mixture", "best"] = "last"
+    """`mixture`: mix x EMA + (1 - mix) x SWA. `best`: of all that exist, the one of fewest bits
+    per byte on `loop.select_tokens` of validation *after quantization*."""
+    mix: Fraction = 0.5
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AverageSection:
+        needs_ema, needs_swa = self.ship in ("ema", "mixture"), self.ship in ("swa", "mixture")
+        if needs_ema and not self.ema_decay:
+            raise ValueError(f"ship = {self.ship!r} needs ema_decay above 0")
+        if needs_swa and not self.swa_every:
+            raise ValueError(f"ship = {self.ship!r} needs swa_every above 0")
+        return self
+
+
+class QatSection(Section):
+    """Late quantization-aware training on the grid of the recipe in `[pack]`."""
+
+    start_lr_scale: Fraction | None = None
+    """Starts when the factor of the learning rates falls below this."""
+    start_progress: Fraction | None = None
+    """Starts at this part of the budget."""
+    start_step: Annotated[int, Field(ge=0)] | None = None
+    """Starts at this step. Without any of the three there is no QAT."""
+    match: tuple[str, ...] = Field(("class:matrix",), strict=False)
+    """Tensors, as in a recipe."""
+    knob: Positive | None = None
+    """Value of the recipe's knob; none: the rule's own."""
+    soft_rounding: tuple[Positive, Positive] | None = Field(None, strict=False)
+    """Sharpness at the start and at the end; none: straight-through rounding."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any start is given."""
+        starts = (self.start_lr_scale, self.start_progress, self.start_step)
+        return any(start is not None for start in starts)
+
+
+class PhaseSection(Section):
+    """A change of the order of layers during training: depth recurrence that begins late."""
+
+    at: Fraction | None = None
+    """Progress at which it begins..."""
+    step: Annotated[int, Field(ge=0)] | None = None
+    """...or step."""
+    layer_order: tuple[int, ...] = Field(strict=False)
+    """Indices of the blocks, in the order in which they run."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> PhaseSection:
+        if (self.at is None) == (self.step is None):
+            raise ValueError("give one of at and step")
+        return self
+
+
+def _budget(loop: LoopSection) -> LoopSection:
+    if loop.max_steps is None and loop.max_seconds is None:
+        raise ValueError("max_steps, max_seconds: give at least one")
+    if loop.batch_tokens % (loop.sequence * loop.accumulate):
+        raise ValueError(
+            f"batch_tokens = {loop.batch_tokens:,} must be a multiple of sequence x accumulate ="
+            f" {loop.sequence * loop.accumulate:,}"
+        )
+    if loop.max_seconds is not None and loop.reserve_seconds >= loop.max_seconds:
+        raise ValueError("reserve_seconds must be below max_seconds")
+    return loop
+
+
+class LoopSection(Section):
+    """How long, in what pieces, and what is watched."""
+
+    max_steps: Count | None = None
+    max_seconds: Positive | None = None
+    """Wall clock of the steps; compiling and validation do not count. The first budget reached ends
+    the run."""
+    reserve_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Part of `max_seconds` that is kept for packing."""
+    sequence: Count = 1024
+    """Tokens a sequence."""
+    batch_tokens: Count = 65_536
+    """Tokens a step, over all ranks."""
+    accumulate: Count = 1
+    """Forward and backward passes a step on each rank: more of them need less memory."""
+    val_tokens: Count = 131_072
+    """Targets scored in each validation."""
+    validations: Count = 1
+    """How many, evenly spread over the run; the last is of the shipped weights."""
+    select_tokens: Count = 32_768
+    """Targets scored to choose what `average.ship = "best"` ships."""
+    log_every: Count = 10
+    """Steps between logged losses."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between checkpoints to resume from; 0: only on an interrupt and at the end."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; `auto`: on CUDA alone."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of activations and products; weights and optimizers keep float32. `auto`: bfloat16 on CUDA
+    alone."""
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """`auto`: FlexAttention on CUDA where documents are masked, else SDPA."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (extra `tensorboard`)."""
+    q_gain: Positive = 1.5
+    """Starting gain of the queries."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the starting weights and of the order of the data."""
+
+
+class TrainConfig(Section):
+    """One training run: the tables of a preset or config file."""
 
     model: Mapping[str, Any]
     """Configuration of the architecture `gpt`."""
-    train: Path
-    """Token shard to train on."""
-    tokenizer: Path
-    """SentencePiece model of the shards."""
-    text: str | None = None
-    """A source of text (`standard-library`): `tokenizer`, `train` and `val` are made from it."""
-    out: Path
-    """Checkpoint to write."""
-    val: Path | None = None
-    """Token shard to validate on, by bits per byte."""
-    val_tokens: int = 32_768
-    """Targets scored in each validation."""
-    validations: int = 1
-    """How many, evenly spread over the run; the last is of the final model."""
-    metrics: Path | None = None
-    """JSONL file: one object for every logged step and validation."""
-    log_every: int = 10
-    """Steps between logged losses."""
-
-    max_steps: int | None = None
-    """Step budget."""
-    max_seconds: float | None = None
-    """Budget of wall clock, validation not counted. The run ends with the first budget reached."""
-    sequence: int = 256
-    """Tokens a sequence."""
-    batch: int = 8
-    """Sequences a step."""
-    warmup_steps: int = 20
-    """Steps over which the learning rates rise from 0."""
-    warmdown: float = 0.6
-    """Last part of the budget, over which the learning rates fall linearly to 0."""
-
-    matrix_lr: float = 0.004
-    """Of the matrices inside the blocks."""
-    embedding_lr: float = 0.02
-    """Of token and hash tables."""
-    scalar_lr: float = 0.005
-    """Of gains, gates and scales."""
-    beta1: float = 0.9
-    """Decay of the first moment."""
-    beta2: float = 0.95
-    """Decay of the second moment."""
-    weight_decay: float = 0.1
-    """Decoupled, on matrices and tables."""
-    clip: float = 1.0
-    """Largest global norm of the gradient."""
-
-    seed: int = 0
-    """Of the starting weights and of the order of the data."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
-    dtype: str = "auto"
-    """Of activations: bfloat16 by autocast, or float32. `auto`: bfloat16 on CUDA alone (a CPU with
-    AVX512-BF16 trains 1.3 times as fast with it, one without it far slower)."""
-    force: bool = False
-    """Overwrite `out` and `metrics`."""
-
-    def __post_init__(self) -> None:
-        problems = list(_problems(self))
-        if problems:
-            raise ConfigError("the training configuration cannot be used", items=problems)
+    data: DataSection = DataSection()
+    optim: OptimSection = OptimSection()
+    schedule: ScheduleSection = ScheduleSection()
+    average: AverageSection = AverageSection()
+    qat: QatSection = QatSection()
+    loop: Annotated[LoopSection, AfterValidator(_budget)]
+    phase: tuple[PhaseSection, ...] = Field((), strict=False)
+    """In the order in which they begin; until the first, every block runs once."""
+    pack: PackSection | None = None
+    """What `qpack run` makes of the model; QAT and `average.ship = "best"` need its recipe."""
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> TrainConfig:
-        """The configuration of a TOML table or JSON object; paths may be strings.
+        """The configuration of a TOML document.
 
-        Raises `ConfigError` naming every unknown key (with the likely one) and missing key.
+        Raises `ConfigError` naming every problem of every section, the model's included.
         """
-        known = {item.name: item for item in fields(cls)}
-        problems = [
-            f"{key}: unknown{did_you_mean(key, known)}" for key in config if key not in known
-        ]
-        problems += [
-            f"{name}: missing"
-            for name, item in known.items()
-            if item.default is MISSING and name not in config
-        ]
-        if problems:
-            raise ConfigError("the training configuration has wrong keys", items=problems)
-        paths = {name: Path(config[name]) for name in PATHS if isinstance(config.get(name), str)}
-        return cls(**{**config, **paths})
+        read = read_section(cls, config, what="the training configuration")
+        read.model_config_of_gpt()
+        return read
 
-    @property
-    def outputs(self) -> tuple[Path, ...]:
-        """Every file that the run writes."""
-        made = (self.tokenizer, self.train, self.val) if self.text else ()
-        return tuple(path for path in (*made, self.out, self.metrics) if path is not None)
+    def model_config_of_gpt(self) -> GPTConfig:
+        """The architecture that is trained: with phases, the last one's order of layers."""
+        table = {"train_seq_len": self.loop.sequence, **self.model}
+        if self.phase:
+            table["layer_order"] = list(self.phase[-1].layer_order)
+        return GPTConfig.from_mapping(table)
 
-
-def _problems(config: TrainConfig) -> Iterator[str]:
-    for name in PATHS:
-        value = getattr(config, name)
-        if not isinstance(value, Path) and (value is not None or name in REQUIRED_PATHS):
-            yield f"{name} = {value!r}: must be a path"
-    if not isinstance(config.model, Mapping):
-        yield f"model = {config.model!r}: must be a table"
-    for fits, wanted, names in RULES:
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and not fits(value):
-                yield f"{name} = {value!r}: must be {wanted}"
-    if config.max_steps is None and config.max_seconds is None:
-        yield "max_steps, max_seconds: give at least one"
-    if config.text is not None and config.val is None:
-        yield f"text = {config.text!r}: give val too, it is made from the held-out documents"
-
-
-def _number(value: Any, low: float, high: float = math.inf) -> bool:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return real and math.isfinite(value) and low <= value <= high
-
-
-def _integer(value: Any, low: int) -> bool:
-    return _number(value, low) and isinstance(value, int)
-
-
-RULES: tuple[tuple[Callable[[Any], bool], str, tuple[str, ...]], ...] = (
-    (
-        lambda x: _integer(x, 1),
-        "an integer of at least 1",
-        ("val_tokens", "validations", "log_every", "max_steps", "sequence", "batch"),
-    ),
-    (lambda x: _integer(x, 0), "an integer of at least 0", ("warmup_steps", "seed")),
-    (
-        lambda x: _number(x, 0) and x > 0,
-        "a number above 0",
-        ("max_seconds", "matrix_lr", "embedding_lr", "scalar_lr", "clip"),
-    ),
-    (lambda x: _number(x, 0) and x < 1, "at least 0 and below 1", ("beta1", "beta2")),
-    (lambda x: _number(x, 0), "a number of at least 0", ("weight_decay",)),
-    (lambda x: _number(x, 0, 1), "0 to 1", ("warmdown",)),
-    (lambda x: x in DTYPES, f"one of {', '.join(DTYPES)}", ("dtype",)),
-    (lambda x: isinstance(x, str), "a name", ("text", "device")),
-    (lambda x: isinstance(x, bool), "true or false", ("force",)),
-)
-"""What a value must be, in words, and the settings that must be so."""
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.phase and self.model.get("layer_order") is not None:
+            raise ValueError("model.layer_order: the last phase sets it; drop one of the two")
+        for earlier, later in pairwise(self.phase):
+            for start in ("at", "step"):
+                a, b = getattr(earlier, start), getattr(later, start)
+                if a is not None and b is not None and a >= b:
+                    raise ValueError(f"phase: {start} = {a} comes before {start} = {b}, not after")
+        if not self.data.train and not self.data.text:
+            raise ValueError("data: give train (shards) or text (documents)")
+        if self.data.train and self.data.text:
+            raise ValueError("data: train and text contradict; give one")
+        if self.data.train and self.data.tokenizer is None:
+            raise ValueError("data.tokenizer: missing (the SentencePiece model of the shards)")
+        if (self.qat.enabled or self.average.ship == "best") and self.pack is None:
+            raise ValueError("pack: missing; qat and average.ship = 'best' use its recipe")
+        return self
