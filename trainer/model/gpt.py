@@ -48,11 +48,31 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits (B, T, V), float32. With a cache, `tokens` follow those it has seen."""
-        x = rms_norm(self._layers(tokens, cache))
-        head = self.tok_emb if self.lm_head is None else self.lm_head
-        logits = nn.functional.linear(x, head.weight).float()
-        cap = self.config.logit_softcap
+        hidden = self.hidden(tokens, cache)
+        logits = nn.functional.linear(hidden, self._head.to(hidden.dtype)).float()
+        cap = self.softcap
         return cap * torch.tanh(logits / cap) if cap else logits
+
+    @property
+    def softcap(self) -> float:
+        """Bound c of the logits, `c tanh(z / c)`; 0: none."""
+        return self.config.logit_softcap
+
+    @property
+    def _head(self) -> Tensor:
+        """(V, D), the token embedding where it is tied."""
+        return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
+
+    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """What the head reads, (B, T, D): the stream after the last layer and its RMS norm."""
+        return rms_norm(self._layers(tokens, cache))
+
+    def readout(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, T, F) and matrix (V, F): logits before the softcap are their product.
+
+        For a loss that never holds all logits. `tokens` are those that gave `hidden`.
+        """
+        return hidden, self._head
 
     def new_cache(self, batch_size: int, max_tokens: int) -> Cache:
         """An empty cache for `forward`, for `batch_size` sequences of at most `max_tokens`."""
