@@ -24,13 +24,13 @@ class PackSection(Section):
     """A recipe file, or its tables inline; none: the default recipe."""
     knob: Literal["k", "qmax", "qmax-floor"] | None = None
     """What the budget search turns; none: the recipe's."""
-    codecs: tuple[str, ...] | None = Field(None, strict=False)
+    codecs: tuple[str, ...] | None = Field(default=None, strict=False)
     """Codecs to choose from; none: all that are installed."""
     stdlib_codecs: bool = False
     """Only codecs that Python itself can decode."""
     calib_tokens: Annotated[int, Field(ge=1)] = 65_536
     val_tokens: Annotated[int, Field(ge=1)] = 131_072
     """Targets scored for the report."""
-    code: tuple[AnyPath, ...] = Field((), strict=False)
+    code: tuple[AnyPath, ...] = Field(default=(), strict=False)
     """Source files to embed and to count."""
     embed_tokenizer: bool = False

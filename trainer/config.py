@@ -146,11 +146,11 @@ class QatSection(Section):
     """Starts at this part of the budget."""
     start_step: Annotated[int, Field(ge=0)] | None = None
     """Starts at this step. Without any of the three there is no QAT."""
-    match: tuple[str, ...] = Field(("class:matrix",), strict=False)
+    match: tuple[str, ...] = Field(default=("class:matrix",), strict=False)
     """Tensors, as in a recipe."""
     knob: Positive | None = None
     """Value of the recipe's knob; none: the rule's own."""
-    soft_rounding: tuple[Positive, Positive] | None = Field(None, strict=False)
+    soft_rounding: tuple[Positive, Positive] | None = Field(default=None, strict=False)
     """Sharpness at the start and at the end; none: straight-through rounding."""
 
     @property
@@ -243,7 +243,7 @@ class TrainConfig(Section):
     average: AverageSection = AverageSection()
     qat: QatSection = QatSection()
     loop: Annotated[LoopSection, AfterValidator(_budget)]
-    phase: tuple[PhaseSection, ...] = Field((), strict=False)
+    phase: tuple[PhaseSection, ...] = Field(default=(), strict=False)
     """In the order in which they begin; until the first, every block runs once."""
     pack: PackSection | None = None
     """What `qpack run` makes of the model; QAT and `average.ship = "best"` need its recipe."""
