@@ -14,7 +14,7 @@ AnyPath = Annotated[Path, Field(strict=False)]
 
 
 class PackSection(Section):
-    """Options of `qpack pack` that a run's configuration can set; see `qpack.options.PackOptions`."""
+    """Options of `qpack pack` that a configuration can set; see `qpack.options.PackOptions`."""
 
     budget: Annotated[int, Field(ge=1)]
     """Bytes of the whole file, decoder included."""

@@ -62,8 +62,8 @@ class Clock:
         """A step has been given to the device. Returns whether any rank wants to `stop`."""
         self.steps += 1
         if self._cuda:
-            event = torch.cuda.Event()
-            event.record()  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
             self._events.append(event)
             if len(self._events) > 1:
                 self._events.pop(0).synchronize()

@@ -75,9 +75,7 @@ def _board(folder: Path, after: int) -> Any:
     check_tensorboard()
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(  # type: ignore[no-untyped-call]
-        str(folder), purge_step=after + 1 if after >= 0 else None
-    )
+    return SummaryWriter(str(folder), purge_step=after + 1 if after >= 0 else None)
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
