@@ -29,7 +29,7 @@ from qpack.errors import (
 from qpack.options import PackOptions
 from qpack.quant.plan import Plan, classify, make_plan
 from qpack.quant.statistics import Statistics, load_statistics
-from qpack.recipe import default_recipe, load_recipe
+from qpack.recipe import read_recipe
 from qpack.tensors import EmbeddedFile
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import check_vocab, read_shard, sha256_file
@@ -73,7 +73,7 @@ def read_inputs(options: PackOptions) -> Inputs:
     form = form_of(options.out)
     codecs = resolve(options.codecs, stdlib_only=options.stdlib_codecs)
     device, reason = choose(options.device)
-    recipe = load_recipe(options.recipe) if options.recipe else default_recipe()
+    recipe = read_recipe(options.recipe)
     recipe = recipe.with_knob(options.knob) if options.knob else recipe
     checkpoint = read_model(options.checkpoint)
     check_finite(checkpoint.tensors)
@@ -134,7 +134,8 @@ def check_options(options: PackOptions) -> None:
             hint=f"--report {options.report.with_suffix('.json')}",
         )
     asked = (options.out, options.save_stats, *report_paths(options.report))
-    inputs = (options.checkpoint, options.tokenizer, options.calib, options.val, options.recipe)
+    recipe = options.recipe if isinstance(options.recipe, Path) else None
+    inputs = (options.checkpoint, options.tokenizer, options.calib, options.val, recipe)
     check_outputs(
         [path for path in asked if path is not None],
         inputs=[path for path in (*inputs, options.stats, *options.code) if path is not None],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +28,8 @@ class PackOptions:
     """targets scored"""
     window: int = 1_024
     """tokens a window, for calibration and for scoring"""
-    recipe: Path | None = None
+    recipe: Path | Mapping[str, Any] | None = None
+    """a file, or its tables; None: the default recipe"""
     knob: str | None = None
     """`k`, `qmax` or `qmax-floor`; None: the recipe's"""
     codecs: tuple[str, ...] | None = None

@@ -184,6 +184,16 @@ def default_recipe() -> Recipe:
     return parse_recipe(text, name="default")
 
 
+def read_recipe(value: Path | Mapping[str, Any] | None) -> Recipe:
+    """The recipe that a configuration gives: a file, its tables inline, or the default (None).
+
+    Raises `ConfigError` for anything unknown or out of range.
+    """
+    if value is None:
+        return default_recipe()
+    return load_recipe(value) if isinstance(value, Path) else recipe_of(value, name="inline")
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read a TOML recipe. Raises `ConfigError` for anything unknown or out of range."""
     try:
@@ -199,13 +209,18 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: not valid TOML ({error})") from None
+    return recipe_of(document, name=name)
+
+
+def recipe_of(document: Mapping[str, Any], *, name: str) -> Recipe:
+    """The recipe of tables already parsed; every problem is reported at once."""
     problems = [
         _unknown("key", key, ("knob", "rule")) for key in document.keys() - {"knob", "rule"}
     ]
     rules: list[Rule] = []
     knob = Knob()
     entries = document.get("rule", [])
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, list | tuple) or not all(isinstance(e, Mapping) for e in entries):
         problems.append("`rule` must be an array of tables: write [[rule]]")
         entries = []
     for index, entry in enumerate(entries, 1):
@@ -250,7 +265,7 @@ def _parse_rule(entry: Mapping[str, Any]) -> Rule:
 
 
 def _parse_knob(entry: Any) -> Knob:
-    if not isinstance(entry, dict):
+    if not isinstance(entry, Mapping):
         raise ConfigError("`knob` must be a table: write [knob]")
     allowed = [field.name for field in fields(Knob)]
     problems = [_unknown("key", f"knob.{key}", allowed) for key in entry if key not in allowed]

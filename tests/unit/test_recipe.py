@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qpack.errors import ConfigError
-from qpack.recipe import Knob, Rule, default_recipe, load_recipe, parse_recipe
+from qpack.recipe import Knob, Rule, default_recipe, load_recipe, parse_recipe, read_recipe
 
 
 def test_default_is_what_the_reference_systems_do() -> None:
@@ -103,3 +103,24 @@ def test_description_is_complete() -> None:
     assert description["knob"] == {"name": "k", "low": 0.25, "high": 256.0}
     assert description["rules"][1]["damping"] == 0.01
     assert Knob(name="qmax").bounds == (31.0, 127.0)
+
+
+TABLES = {"knob": {"name": "qmax"}, "rule": [{"match": "a", "bits": 5, "knob": True}]}
+
+
+def test_three_ways_to_give_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('[knob]\nname = "qmax"\n[[rule]]\nmatch = "a"\nbits = 5\nknob = true\n')
+    inline, read = read_recipe(TABLES), read_recipe(path)
+    assert inline.rules == read.rules and inline.knob == read.knob
+    assert (inline.name, read.name) == ("inline", "r.toml")
+    assert inline.rules[0].qmax == 15
+    assert read_recipe(None) == default_recipe()
+
+
+def test_an_inline_recipe_is_as_strict(tmp_path: Path) -> None:
+    tables = {"knob": {"lo": 1}, "rule": [{"match": "a", "bitz": 5}], "rules": []}
+    with pytest.raises(ConfigError, match="inline: the recipe is not usable") as caught:
+        read_recipe(tables)
+    assert len(caught.value.items) == 3
+    assert "unknown key 'bitz'; did you mean 'bits'?" in str(caught.value)
