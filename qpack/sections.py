@@ -8,6 +8,7 @@ the likely key meant.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +28,14 @@ class Section(BaseModel):
         allow_inf_nan=False,
         arbitrary_types_allowed=True,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class NotPaths:
+    """Annotates a field of paths: these words name something else, and are left alone where
+    relative paths are resolved."""
+
+    words: tuple[str, ...]
 
 
 S = TypeVar("S", bound=Section)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from qpack.packing import PackSection
-from qpack.sections import Section, read_section
+from qpack.sections import NotPaths, Section, read_section
 
 from .model.config import GPTConfig
 
@@ -38,7 +38,7 @@ class DataSection(Section):
     """Token shards to validate on; `val_name` of the report is the first one's."""
     tokenizer: AnyPath | None = None
     """SentencePiece model of the shards. With `text` and none given, one is trained."""
-    text: Paths = ()
+    text: Annotated[Paths, NotPaths(("standard-library",))] = ()
     """Documents: .txt, .jsonl, plain or .xz or .zst, or `standard-library`. Shards are made from
     them in the run's folder."""
     val_text: Paths = ()
