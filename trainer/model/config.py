@@ -1,71 +1,136 @@
 """What a GPT of the challenge's lineage is: the JSON object kept in every checkpoint.
 
-The keys are the lineage's own, so its configurations can be used as they are. Everything here
+The first keys are the lineage's own, so its configurations can be used as they are. Everything here
 changes what the model computes (or, `train_seq_len`, records how it was trained); nothing here is a
-setting of training. Every problem of a configuration is named at once.
+setting of training. Every technique is off unless its key turns it on, with its source in the file
+that computes it. `rules.py` says which values contradict each other.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
 
 from qpack.errors import ConfigError
-from qpack.plugins import did_you_mean
+from qpack.sections import Section, read_section
 
-BOOLS = ("tie_embeddings", "smear_gate", "unet_skips")
-FLOATS = ("mlp_mult", "logit_softcap", "rope_base")
-MAX_LAYERS = 1_024
-"""A file may claim any number, and layers take time to build even without memory."""
+from .rules import MAX_LAYERS, contradictions
+
+Count = Annotated[int, Field(ge=1)]
+Layers = Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+Size = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Slope = Annotated[float, Field(ge=0, le=1)]
+Indices = Annotated[tuple[Size, ...], Field(strict=False)]
+Slopes = Annotated[tuple[Slope, ...], Field(strict=False)]
+
+FIRST_KEYS = frozenset(
+    (
+        "vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_mult",
+        "tie_embeddings", "logit_softcap", "rope_base", "rope_dims", "bigram_vocab_size",
+        "bigram_dim", "smear_gate", "unet_skips", "train_seq_len",
+    )
+)  # fmt: skip
+"""Always written. Other keys are, where they are not at their defaults: an artifact pays for every
+byte, and what older versions wrote stays what is written."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GPTConfig:
+class GPTConfig(Section):
     """Shape and options of a `GPT`. Lengths are in elements, `train_seq_len` is in tokens."""
 
-    vocab_size: int
+    model_config = ConfigDict(protected_namespaces=())  # `model_dim` is the lineage's word
+
+    vocab_size: Count
     """Tokens that the model knows."""
-    num_layers: int
+    num_layers: Layers
     """Blocks."""
-    model_dim: int
+    model_dim: Count
     """Width of the residual stream; heads are `model_dim / num_heads` wide."""
-    num_heads: int
+    num_heads: Count
     """Query heads."""
-    num_kv_heads: int
+    num_kv_heads: Count
     """Key and value heads; each serves `num_heads / num_kv_heads` query heads."""
-    mlp_mult: float = 3.0
+    mlp_mult: Positive = 3.0
     """Hidden width of the MLP over `model_dim`."""
     tie_embeddings: bool = True
     """The head is the token embedding; otherwise it is a matrix of its own (`lm_head`)."""
-    logit_softcap: float = 30.0
+    logit_softcap: Annotated[float, Field(ge=0)] = 30.0
     """Logits are `c * tanh(z / c)`; 0 leaves them as they are."""
-    rope_base: float = 10_000.0
+    rope_base: Positive = 10_000.0
     """Longest wavelength of the rotary embedding, over 2 pi."""
-    rope_dims: int | None = None
+    rope_dims: Size | None = None
     """Leading elements of each head that are rotated; None means all of them."""
-    bigram_vocab_size: int = 0
+    bigram_vocab_size: Size = 0
     """Rows of the hashed bigram table; 0 means none."""
-    bigram_dim: int = 0
+    bigram_dim: Size = 0
     """Width of the hashed bigram table."""
     smear_gate: bool = False
     """Mix each position of the stem with the one before."""
     unet_skips: bool = True
-    """Add the first half's outputs, weighted, to the second half's inputs, last one first."""
-    train_seq_len: int = 1_024
-    """Context of training, in tokens. Longer contexts are computed just the same."""
+    """The first half's outputs, weighted, enter the second half's inputs, last one first."""
+    train_seq_len: Count = 1_024
+    """Context of training, in tokens. Longer contexts are computed just the same, unless
+    `rope_ntk`."""
 
-    def __post_init__(self) -> None:
-        problems = [*_type_problems(self)] or [*_problems(self)]
-        if problems:
-            raise ConfigError("the model configuration cannot be used", items=problems)
+    rope_ntk: bool = False
+    """Contexts longer than `train_seq_len` stretch `rope_base`."""
+    trigram_vocab_size: Size = 0
+    """Rows of the hashed trigram table; 0 means none."""
+    trigram_dim: Size = 0
+    """Width of the hashed trigram table."""
+    engram: Literal["off", "stem", "logit"] = "off"
+    """Hashed bigrams and trigrams by several hashes, added to the stem or to the logits."""
+    engram_rows: Size = 0
+    """Rows: for each hash (stem), or shared by all of them (logit)."""
+    engram_dim: Size = 0
+    """Width of a row."""
+    engram_heads: Annotated[int, Field(ge=1, le=2)] = 2
+    """Hashes of each order."""
+    smear_mask_bos: bool = False
+    """The smear gate brings nothing into the first token of a document."""
+    bos_token: Size = 1
+    """Token that begins a document, for `smear_mask_bos` and `document_mask`."""
+    xsa_layers: Indices = ()
+    """Blocks whose attention output loses its part along the position's own value."""
+    xsa_gated: bool = False
+    """...by a learned amount a head, none at first."""
+    ln_scale: bool = False
+    """Block l, from 0, scales its normalised inputs by 1 / sqrt(l + 1)."""
+    value_embed_layers: Indices = ()
+    """Blocks whose values receive an embedding of their token."""
+    value_embed_dim: Size = 0
+    """Width of its table."""
+    mlp_slope: Slope | Slopes = 0.0
+    """Slope a of the MLP's leaky_relu(u; a)^2; 0: relu squared; a list: one for each block."""
+    skip_gates: bool = False
+    """U-Net skips are mixed in by a gate in place of being added."""
+    parallel: Literal["off", "stream", "lanes", "routed"] = "off"
+    """Attention and MLP side by side: on one stream, on a lane each, or with learned routing."""
+    parallel_from: Size | None = None
+    """First block, by index, that does so."""
+    layer_order: Indices | None = None
+    """Blocks in the order in which they run, repeats allowed; None means each once."""
+    document_mask: bool = False
+    """Attention stays inside a document; documents begin at `bos_token`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GPTConfig:
+        problems = contradictions(self)
+        if problems:  # not a ValueError, so it leaves pydantic as it is: all problems, by name
+            raise ConfigError("the model configuration contradicts itself", items=problems)
+        return self
 
     @property
     def head_dim(self) -> int:
         """Width of a head."""
         return self.model_dim // self.num_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of all keys, or all values, of a position."""
+        return self.num_kv_heads * self.head_dim
 
     @property
     def rotary_dims(self) -> int:
@@ -78,86 +143,31 @@ class GPTConfig:
         return round(self.mlp_mult * self.model_dim)
 
     @property
+    def virtual_order(self) -> tuple[int, ...]:
+        """Blocks in the order in which they run."""
+        return tuple(range(self.num_layers)) if self.layer_order is None else self.layer_order
+
+    @property
     def num_skips(self) -> int:
-        """Skip connections: decoder layers that receive an encoder layer's output."""
-        return self.num_layers // 2 if self.unet_skips else 0
+        """Skip connections: decoder steps that receive an encoder step's output."""
+        return len(self.virtual_order) // 2 if self.unet_skips else 0
+
+    def slope(self, layer: int) -> float:
+        """Slope of block `layer`'s MLP."""
+        slopes = self.mlp_slope
+        return slopes[layer] if isinstance(slopes, tuple) else slopes
 
     def to_dict(self) -> dict[str, Any]:
-        """All keys with their values: what a checkpoint records."""
-        return dataclasses.asdict(self)
+        """Plain JSON: the lineage's keys, and what differs from the defaults."""
+        written = FIRST_KEYS | self.model_dump(exclude_defaults=True).keys()
+        return {key: value for key, value in self.model_dump(mode="json").items() if key in written}
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> GPTConfig:
         """The configuration of a JSON object; a null value means the default.
 
-        Raises ConfigError naming every unknown key (with the likely one), missing key, wrong type
-        and contradiction.
+        Raises ConfigError naming every unknown key (with the likely one), missing key and wrong
+        value, or else every contradiction.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = [key for key in config if key not in fields]
-        problems = [f"{key}: unknown{did_you_mean(key, fields)}" for key in unknown]
-        given = {k: v for k, v in config.items() if k in fields and v is not None}
-        problems += [
-            f"{name}: missing"
-            for name, field in fields.items()
-            if field.default is dataclasses.MISSING and name not in given
-        ]
-        if problems:
-            raise ConfigError("the model configuration has wrong keys", items=problems)
-        return cls(**given)
-
-
-def _type_problems(config: GPTConfig) -> Iterator[str]:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in BOOLS:
-            fits, wanted = isinstance(value, bool), "true or false"
-        elif field.name in FLOATS:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            fits, wanted = number and math.isfinite(value), "a finite number"
-        else:
-            integer = isinstance(value, int) and not isinstance(value, bool)
-            fits = integer or (value is None and field.name == "rope_dims")
-            wanted = "an integer"
-        if not fits:
-            yield f"{field.name} = {value!r}: must be {wanted}"
-
-
-def _problems(c: GPTConfig) -> Iterator[str]:
-    counts = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "train_seq_len")
-    small = [name for name in counts if getattr(c, name) < 1]
-    yield from (f"{name} = {getattr(c, name)}: must be at least 1" for name in small)
-    yield from (
-        f"{name} = {getattr(c, name)}: must be above 0"
-        for name in ("mlp_mult", "rope_base")
-        if getattr(c, name) <= 0
-    )
-    if c.num_layers > MAX_LAYERS:
-        yield f"num_layers = {c.num_layers}: must be at most {MAX_LAYERS:,}"
-    if not small:  # the rest divides by them
-        yield from _contradictions(c)
-
-
-def _contradictions(c: GPTConfig) -> list[str]:
-    hidden = c.mlp_mult * c.model_dim
-    rows, width = c.bigram_vocab_size, c.bigram_dim
-    rules = {
-        f"logit_softcap = {c.logit_softcap}: must be 0 (off) or above": c.logit_softcap >= 0,
-        f"model_dim = {c.model_dim}: must be a multiple of num_heads = {c.num_heads}": (
-            c.model_dim % c.num_heads == 0
-        ),
-        f"num_heads = {c.num_heads}: must be a multiple of num_kv_heads = {c.num_kv_heads}": (
-            c.num_heads % c.num_kv_heads == 0
-        ),
-        f"mlp_mult = {c.mlp_mult}: times model_dim must be a whole number, is {hidden}": (
-            hidden > 0.5 and abs(hidden - round(hidden)) < 1e-6
-        ),
-        f"rope_dims = {c.rotary_dims}: must be even and at most a head's {c.head_dim}": (
-            c.rotary_dims % 2 == 0 and 0 <= c.rotary_dims <= c.head_dim
-        ),
-        f"bigram_vocab_size = {rows}, bigram_dim = {width}: both 0, or at least 2 rows of 1": (
-            (rows == width == 0) or (rows >= 2 and width >= 1)
-        ),
-        "unet_skips = True: needs at least 2 layers": c.num_layers >= 2 or not c.unet_skips,
-    }
-    return [message for message, holds in rules.items() if not holds]
+        given = {key: value for key, value in config.items() if value is not None}
+        return read_section(cls, given, what="the model configuration")

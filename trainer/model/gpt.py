@@ -1,120 +1,239 @@
-"""The GPT of the Parameter Golf lineage (techniques.md 1.1): stem, layers with U-Net skips, head.
+"""The GPT of the Parameter Golf lineage (techniques.md 1): stem, layers with U-Net skips, head.
 
-    e = E[token] + bigram term          x0 = smear(RMS(e))
-    first half of the layers: x goes on a stack; second half: x + w_i * popped, before the layer
-    logits = c tanh(RMS(x) E^T / c)
+    e = E[token] + hash terms           x0 = smear(RMS(e))
+    first half of the layers: x goes on a stack; second half: it comes back before the layer
+    logits = c tanh((RMS(x) E^T + engram term) / c)
 
 B batch, T tokens, D model width, V vocabulary. Parameter names are the lineage's.
+
+Weights keep their dtype. With `compute_dtype` set, the stem is cast once, after its norm, and from
+there everything but the logits is in that dtype; nothing relies on autocast. Where the model is
+compiled (`torch.compiler.is_compiling`), gains are folded into weights and q, k and v are one
+product; elsewhere each weight is multiplied by as it is stored, so that calibration recognises it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
-from .bigram import BigramHash
+from qpack.errors import ConfigError
+
+from .bigram import SCALE as BIGRAM_SCALE
+from .bigram import bigram_rows
 from .block import Block
-from .cache import Cache, LayerCache
+from .cache import Cache
 from .config import GPTConfig
+from .context import Context
+from .engram import EngramLogits, EngramStem
+from .flops import matrix_flops
+from .hashing import HashEmbedding, History, history
 from .layers import Embedding, Linear, rms_norm
-from .rope import rotation
+from .masks import block_mask, dense_mask, document_numbers
+from .parallel import Lanes, merged
+from .rope import rotation, stretched
+from .rules import order_problems
+from .skips import add_skip
 from .smear import SmearGate
+from .trigram import SCALE as TRIGRAM_SCALE
+from .trigram import trigram_rows
+from .values import ValueEmbedding
 
 
 class GPT(nn.Module):
     """`module(tokens (B, T) int64) -> logits (B, T, V) float32`."""
 
     skip_weights: nn.Parameter | None
+    skip_gates: nn.Parameter | None
+    lane_merge: nn.Parameter | None
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = config.vocab_size
+        self.layer_order = config.virtual_order
+        """Blocks in the order in which they run; `set_layer_order` changes it."""
+        self.compute_dtype: torch.dtype | None = None
+        """Of the stream and all products; None: the parameters' own."""
+        self.attention_backend = "sdpa"
+        """`flex`: FlexAttention where the model is compiled. Uncompiled it would hold all scores,
+        so there, and with a cache, SDPA computes the same."""
         dim = config.model_dim
         self.tok_emb = Embedding(config.vocab_size, dim, std=0.005)
-        self.bigram = (
-            BigramHash(config.bigram_vocab_size, config.bigram_dim, dim)
-            if config.bigram_vocab_size
-            else None
-        )
+        self._add_tables(config)
         self.smear = SmearGate(dim) if config.smear_gate else None
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        skips = nn.Parameter(torch.ones(config.num_skips, dim)) if config.num_skips else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        shape = (config.num_skips, dim)
+        skips = nn.Parameter(torch.ones(shape)) if config.unet_skips else None
+        gates = nn.Parameter(torch.zeros(shape)) if config.skip_gates else None
+        merge = nn.Parameter(torch.tensor(0.5)) if config.parallel == "lanes" else None
         self.register_parameter("skip_weights", skips)
+        self.register_parameter("skip_gates", gates)
+        self.register_parameter("lane_merge", merge)
         self.lm_head = None if config.tie_embeddings else Linear(dim, config.vocab_size, zero=True)
+
+    def _add_tables(self, c: GPTConfig) -> None:
+        """The tables beside the token embedding."""
+        self.bigram = self.trigram = self.value_embed = None
+        self.engram: EngramStem | EngramLogits | None = None
+        if c.bigram_vocab_size:
+            self.bigram = HashEmbedding(
+                c.bigram_vocab_size, c.bigram_dim, c.model_dim, scale=BIGRAM_SCALE
+            )
+        if c.trigram_vocab_size:
+            self.trigram = HashEmbedding(
+                c.trigram_vocab_size, c.trigram_dim, c.model_dim, scale=TRIGRAM_SCALE
+            )
+        if c.engram != "off":
+            kind, width = (
+                (EngramStem, c.model_dim) if c.engram == "stem" else (EngramLogits, c.vocab_size)
+            )
+            self.engram = kind(c.engram_rows, c.engram_dim, width, num_heads=c.engram_heads)
+        if c.value_embed_layers:
+            self.value_embed = ValueEmbedding(c.vocab_size, c.value_embed_dim, c.kv_dim)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits (B, T, V), float32. With a cache, `tokens` follow those it has seen."""
-        hidden = self.hidden(tokens, cache)
+        seen = self._history(tokens, cache)
+        hidden = self._hidden(tokens, seen, cache)
         logits = nn.functional.linear(hidden, self._head.to(hidden.dtype)).float()
-        cap = self.softcap
-        return cap * torch.tanh(logits / cap) if cap else logits
+        if isinstance(self.engram, EngramLogits):
+            logits = logits + self.engram(seen, hidden.dtype).float()
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """What the head reads, (B, T, D): the stream after the last layer and its RMS norm."""
+        return self._hidden(tokens, self._history(tokens, None), None)
+
+    def readout(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, T, F) and matrix (V, F): logits before the softcap are their product.
+
+        For a loss that never holds all logits. `tokens` are those that gave `hidden`. The features
+        are in the dtype of `hidden`, the matrix in the parameters'.
+        """
+        if not isinstance(self.engram, EngramLogits):
+            return hidden, self._head
+        extra = self.engram.features(self._history(tokens, None), hidden.dtype)
+        weight = torch.cat((self._head, self.engram.proj.weight), dim=1)
+        return torch.cat((hidden, extra), dim=-1), weight
 
     @property
     def softcap(self) -> float:
         """Bound c of the logits, `c tanh(z / c)`; 0: none."""
         return self.config.logit_softcap
 
+    def set_layer_order(self, order: Sequence[int] | None) -> None:
+        """Run the blocks in this order from now on; None: the configuration's.
+
+        For depth recurrence that begins during training (techniques.md 1.8); a compiled model
+        compiles again. Raises ConfigError for blocks that do not exist, and for more steps than
+        the configuration's order has: skip weights are there for that many.
+        """
+        chosen = self.config.virtual_order if order is None else tuple(order)
+        problems = order_problems(self.config, chosen)
+        most = len(self.config.virtual_order)
+        if len(chosen) > most:
+            problems.append(f"layer_order: has {len(chosen)} steps, the configuration's {most}")
+        if problems:
+            raise ConfigError("the layers cannot run in this order", items=problems)
+        self.layer_order = chosen
+
+    def num_matrix_flops(self, sequence: int) -> int:
+        """Of a token's forward and backward pass, in sequences of that many: see `flops.py`."""
+        return matrix_flops(self, self.config, self.layer_order, sequence)
+
+    def new_cache(self, batch_size: int, max_tokens: int) -> Cache:
+        """An empty cache for `forward`, for `batch_size` sequences of at most `max_tokens`.
+
+        With `rope_ntk` the base is that of a context of `max_tokens` from the first token on: it
+        cannot change as the context grows, because keys are stored rotated.
+        """
+        return Cache.empty(batch_size, max_tokens, self.layer_order)
+
     @property
     def _head(self) -> Tensor:
         """(V, D), the token embedding where it is tied."""
         return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
 
-    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """What the head reads, (B, T, D): the stream after the last layer and its RMS norm."""
-        return rms_norm(self._layers(tokens, cache))
+    def _history(self, tokens: Tensor, cache: Cache | None) -> History:
+        if cache is None:
+            return history(tokens)
+        cache.check(tokens, self.layer_order)
+        return history(tokens, cache.last_tokens, cache.num_tokens)
 
-    def readout(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, T, F) and matrix (V, F): logits before the softcap are their product.
-
-        For a loss that never holds all logits. `tokens` are those that gave `hidden`.
-        """
-        return hidden, self._head
-
-    def new_cache(self, batch_size: int, max_tokens: int) -> Cache:
-        """An empty cache for `forward`, for `batch_size` sequences of at most `max_tokens`."""
-        layers = [LayerCache(max_tokens) for _ in self.blocks]
-        return Cache(batch_size=batch_size, max_tokens=max_tokens, layers=layers)
-
-    def _layers(self, tokens: Tensor, cache: Cache | None) -> Tensor:
-        """The residual stream after the last layer, (B, T, D)."""
-        config, start = self.config, 0
+    def _hidden(self, tokens: Tensor, seen: History, cache: Cache | None) -> Tensor:
+        x = rms_norm(self._layers(self._context(tokens, seen, cache), cache))
         if cache is not None:
-            cache.check(tokens)
-            start = cache.num_tokens
-        x = x0 = self._stem(tokens, cache)
-        angles = rotation(
-            start,
-            tokens.size(1),
-            dims=config.rotary_dims,
-            base=config.rope_base,
-            device=tokens.device,
-        )
-        skips, num_encoder = self.skip_weights, config.num_skips
-        stack: list[Tensor] = []
-        for layer, block in enumerate(self.blocks):
-            if skips is not None and num_encoder <= layer < 2 * num_encoder:
-                x = x + skips[layer - num_encoder] * stack.pop()
-            x = block(x, x0, angles, start, None if cache is None else cache.layers[layer])
-            if layer < num_encoder:
-                stack.append(x)
-        if cache is not None:
-            cache.num_tokens += tokens.size(1)
+            cache.remember(tokens)
         return x
 
-    def _stem(self, tokens: Tensor, cache: Cache | None) -> Tensor:
-        """x0, (B, T, D)."""
+    def _layers(self, context: Context, cache: Cache | None) -> Tensor:
+        """The residual stream after the last layer, (B, T, D)."""
+        order, weights, gates = self.layer_order, self.skip_weights, self.skip_gates
+        num_encoder = len(order) // 2 if weights is not None else 0
+        x: Lanes = (context.x0,)
+        stack: list[Lanes] = []
+        for step, index in enumerate(order):
+            if weights is not None and step >= num_encoder and stack:
+                i = step - num_encoder
+                x = add_skip(x, stack.pop(), weights[i], None if gates is None else gates[i])
+            x = self.blocks[index](x, context, None if cache is None else cache.layers[step])
+            if step < num_encoder:
+                stack.append(x)
+        return merged(x, self.lane_merge)
+
+    def _context(self, tokens: Tensor, seen: History, cache: Cache | None) -> Context:
+        c = self.config
+        start, longest = 0, tokens.size(1)
+        if cache is not None:
+            start, longest = cache.num_tokens, cache.max_tokens
+        base = c.rope_base
+        if c.rope_ntk:
+            base = stretched(base, dims=c.rotary_dims, num_tokens=longest, trained=c.train_seq_len)
+        angles = rotation(
+            start, tokens.size(1), dims=c.rotary_dims, base=base, device=tokens.device
+        )
+        x0 = self._stem(tokens, seen, cache)
+        values = None if self.value_embed is None else self.value_embed(tokens, x0.dtype)
+        return Context(x0, angles, self._mask(tokens, cache), values, start)
+
+    def _mask(self, tokens: Tensor, cache: Cache | None) -> Tensor | BlockMask | None:
+        documents, start = None, 0
+        if self.config.document_mask:
+            before = None if cache is None else cache.documents
+            documents = document_numbers(tokens, self.config.bos_token, before)
+        if cache is not None:
+            start = cache.num_tokens
+            if documents is not None and cache.documents is not None:
+                documents = torch.cat((cache.documents, documents), dim=1)
+            cache.documents = documents
+        elif self.attention_backend == "flex" and torch.compiler.is_compiling():
+            return block_mask(torch.zeros_like(tokens[:1]) if documents is None else documents)
+        return dense_mask(start, tokens.size(1), documents, tokens.device)
+
+    def _stem(self, tokens: Tensor, seen: History, cache: Cache | None) -> Tensor:
+        """x0, (B, T, D), in the dtype of the stream."""
         x = self.tok_emb(tokens)
+        dtype = self.compute_dtype or x.dtype
         if self.bigram is not None:
-            x = x + self.bigram(tokens, None if cache is None else cache.last_token)
-        x = rms_norm(x)
+            x = x + self.bigram(bigram_rows(seen, self.bigram.num_rows), dtype)
+        if self.trigram is not None:
+            x = x + self.trigram(trigram_rows(seen, self.trigram.num_rows), dtype)
+        if isinstance(self.engram, EngramStem):
+            x = x + self.engram(seen, dtype)
+        x = rms_norm(x).to(dtype)
+        if self.smear is None:
+            return x
         before = None
         if cache is not None:
-            before, cache.last_token, cache.last_stem = cache.last_stem, tokens[:, -1:], x[:, -1:]
-        return x if self.smear is None else self.smear(x, before)
+            before, cache.last_stem = cache.last_stem, x[:, -1:]
+        starts = tokens == self.config.bos_token if self.config.smear_mask_bos else None
+        smeared: Tensor = self.smear(x, before, starts)
+        return smeared
 
 
 def build(config: Mapping[str, Any]) -> GPT:

@@ -1,13 +1,13 @@
 """Checkpoints of the challenge's scripts: the model's configuration from tensor names and shapes.
 
-What shapes tell (layers, widths, heads, vocabulary, which parts exist) is read from them and must
-agree with the hints; what they cannot tell (`rope_base`, `rope_dims`, `logit_softcap`,
-`train_seq_len`) comes from the hints, or else is the lineage's default in `GPTConfig`.
+What names and shapes tell (layers, widths, heads, vocabulary, which parts exist and in which
+blocks) is read from them and must agree with the hints; what they cannot tell (`rope_base`,
+`rope_dims`, `logit_softcap`, slopes, masks, parts without weights, an order of layers) comes from
+the hints, or else is the default in `GPTConfig`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,9 +19,13 @@ from qpack.errors import CheckpointError, ConfigError
 from qpack.plugins import did_you_mean
 
 from .config import GPTConfig
+from .engram import NUM_ORDERS
 from .gpt import GPT
 
 LAYER = re.compile(r"blocks\.(\d{1,4})\.")
+XSA_GATE = re.compile(LAYER.pattern + r"attn\.xsa_gate")
+VALUE_SCALE = re.compile(LAYER.pattern + r"attn\.value_scale")
+LANE_ROUTE = re.compile(LAYER.pattern + r"lane_route")
 
 
 def import_state(
@@ -44,7 +48,7 @@ def import_state(
     wrong = [
         f"{key} = {hints[key]!r}, but the tensors say {value!r}"
         for key, value in found.items()
-        if key in hints and hints[key] != value
+        if key in hints and _plain(hints[key]) != value
     ]
     if wrong:
         raise ConfigError("options contradict the checkpoint", items=wrong)
@@ -53,8 +57,13 @@ def import_state(
     return tensors, config.to_dict()
 
 
+def _plain(value: Any) -> Any:
+    """A list of blocks in order, as tensors tell it."""
+    return sorted(value) if isinstance(value, list | tuple) else value
+
+
 def _check_known(hints: Mapping[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(GPTConfig)]
+    known = list(GPTConfig.model_fields)
     unknown = [f"{key}{did_you_mean(key, known)}" for key in hints if key not in known]
     if unknown:
         raise ConfigError(
@@ -83,7 +92,7 @@ def _infer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         )
     vocab_size, dim = shapes["tok_emb.weight"]
     num_heads = shapes["attn.q_gain"][0]
-    found = {
+    return {
         "vocab_size": vocab_size,
         "num_layers": max(layers) + 1,
         "model_dim": dim,
@@ -93,10 +102,58 @@ def _infer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "tie_embeddings": "lm_head.weight" not in tensors,
         "smear_gate": "smear.gate" in tensors,
         "unet_skips": "skip_weights" in tensors,
+        "skip_gates": "skip_gates" in tensors,
+        **_infer_tables(tensors),
+        **_infer_engram(tensors),
+        **_infer_blocks(tensors),
     }
-    bigram = tensors.get("bigram.embed.weight")
-    if bigram is not None and bigram.ndim == 2:
-        found["bigram_vocab_size"], found["bigram_dim"] = bigram.shape
+
+
+def _infer_tables(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Of the tables whose rows and width are their sizes."""
+    found: dict[str, Any] = {}
+    for name in ("bigram", "trigram"):
+        table = tensors.get(f"{name}.embed.weight")
+        if table is not None and table.ndim == 2:
+            found[f"{name}_vocab_size"], found[f"{name}_dim"] = table.shape
+    table = tensors.get("value_embed.embed.weight")
+    if table is not None and table.ndim == 2:
+        found["value_embed_dim"] = table.shape[1]
+    return found
+
+
+def _infer_engram(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A projection as wide as the table is the logit form's, whose number of hashes is a hint."""
+    table, proj = tensors.get("engram.embed.weight"), tensors.get("engram.proj.weight")
+    if table is None or proj is None or not (table.ndim == proj.ndim == 2 and table.numel()):
+        return {}
+    rows, dim = table.shape
+    if proj.shape[1] == dim:
+        return {"engram": "logit", "engram_rows": rows, "engram_dim": dim}
+    num_hashes = max(NUM_ORDERS, proj.shape[1] // dim)
+    return {
+        "engram": "stem",
+        "engram_rows": rows // num_hashes,
+        "engram_dim": dim,
+        "engram_heads": num_hashes // NUM_ORDERS,
+    }
+
+
+def _infer_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Which blocks have a part of their own. A merge of lanes does not tell where they begin."""
+    found: dict[str, Any] = {}
+    gated, embedded, routed = (
+        sorted({int(match[1]) for name in tensors if (match := re.fullmatch(pattern, name))})
+        for pattern in (XSA_GATE, VALUE_SCALE, LANE_ROUTE)
+    )
+    if gated:
+        found |= {"xsa_layers": gated, "xsa_gated": True}
+    if embedded:
+        found["value_embed_layers"] = embedded
+    if routed:
+        found |= {"parallel": "routed", "parallel_from": routed[0]}
+    if "lane_merge" in tensors:
+        found["parallel"] = "lanes"
     return found
 
 

@@ -37,9 +37,9 @@ def test_every_wrong_key_is_named_with_the_likely_one() -> None:
     with pytest.raises(ConfigError) as caught:
         GPTConfig.from_mapping(config)
     assert caught.value.items == (
+        "vocab_size: missing",
         'logit_softcp: unknown (did you mean "logit_softcap"?)',
         "flux: unknown",
-        "vocab_size: missing",
     )
 
 

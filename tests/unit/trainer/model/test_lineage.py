@@ -62,8 +62,8 @@ def test_every_contradiction_with_the_tensors_is_named() -> None:
 
 def test_unknown_hints_are_named_with_the_likely_one() -> None:
     with pytest.raises(ConfigError) as caught:
-        import_state(state(), {"rope_bse": 1e4, "ln_scale": True, "xsa_last_n": None})
-    assert caught.value.items == ('rope_bse (did you mean "rope_base"?)', "ln_scale")
+        import_state(state(), {"rope_bse": 1e4, "flux": True, "xsa_last_n": None})
+    assert caught.value.items == ('rope_bse (did you mean "rope_base"?)', "flux")
     assert "null" in (caught.value.hint or "")
 
 
@@ -120,7 +120,7 @@ def test_heads_cannot_be_told_without_q_gain() -> None:
 def test_a_name_that_claims_many_layers_is_refused_at_once() -> None:
     tensors = state()
     tensors["blocks.9999.mlp_scale"] = torch.zeros(24)
-    with pytest.raises(ConfigError, match="num_layers = 10000: must be at most"):
+    with pytest.raises(ConfigError, match="num_layers = 10000: must be less than or equal to 1024"):
         import_state(tensors, {})
 
 

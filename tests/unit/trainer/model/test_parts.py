@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from qpack.trainer.model.attention import attend
 from qpack.trainer.model.bigram import bigram_rows
+from qpack.trainer.model.hashing import history
 from qpack.trainer.model.layers import Embedding, Linear, rms_norm, shift
+from qpack.trainer.model.masks import dense_mask
 from qpack.trainer.model.mlp import MLP
 from qpack.trainer.model.rope import rotate, rotation
 from qpack.trainer.model.smear import SmearGate
@@ -55,7 +57,7 @@ def test_rope_keeps_lengths_and_depends_on_distance_alone() -> None:
 def test_attention_of_grouped_heads(heads: int, kv_heads: int, start: int, queries: int) -> None:
     total = start + queries
     q, k, v = draw(2, heads, queries, 5), draw(2, kv_heads, total, 5), draw(2, kv_heads, total, 5)
-    out = attend(q, k, v, start)
+    out = attend(q, k, v, dense_mask(start, queries, None, q.device))
     assert out.shape == q.shape
     for b in range(2):
         for h in range(heads):
@@ -76,17 +78,17 @@ def test_attention_of_grouped_heads(heads: int, kv_heads: int, start: int, queri
 def test_bigram_rows_whole_or_in_two_pieces(tokens: list[int], rows: int, cut: int) -> None:
     wanted = [reference.bigram_row(tokens, t, rows) for t in range(len(tokens))]
     whole = torch.tensor([tokens])
-    assert bigram_rows(whole, None, rows).tolist() == [wanted]
+    assert bigram_rows(history(whole), rows).tolist() == [wanted]
     first, second = whole[:, :cut], whole[:, cut:]
-    found = bigram_rows(first, None, rows).tolist()[0]
+    found = bigram_rows(history(first), rows).tolist()[0]
     if second.numel():
-        found += bigram_rows(second, first[:, -1:], rows).tolist()[0]
+        found += bigram_rows(history(second, first, first.size(1)), rows).tolist()[0]
     assert found == wanted
 
 
 def test_bigram_rows_by_hand() -> None:
     # 108939 ^ 54382 = 97765 = 23 * 4095 + 3580; 181565 ^ 81573 = 261016 = 63 * 4095 + 3031
-    assert bigram_rows(torch.tensor([[2, 3, 5]]), None, 4096).tolist() == [[4095, 3580, 3031]]
+    assert bigram_rows(history(torch.tensor([[2, 3, 5]])), 4096).tolist() == [[4095, 3580, 3031]]
 
 
 def test_smear_gate_mixes_with_the_position_before() -> None:
@@ -130,8 +132,9 @@ def test_u_net_skips_are_popped_last_in_first_out() -> None:
     for layer, mix in enumerate((1.0, 10.0, 1.0, 1.0, 1.0)):  # the second layer multiplies by 10
         model.blocks[layer].resid_mix.data = torch.tensor([[mix], [0.0]]).double().repeat(1, 24)
     model.skip_weights.data = torch.tensor([[2.0], [3.0]]).double().repeat(1, 24)
-    x = model._layers(torch.tensor([[5]]), None)
-    x0 = model._stem(torch.tensor([[5]]), None)
+    tokens = torch.tensor([[5]])
+    context = model._context(tokens, history(tokens), None)
+    x, x0 = model._layers(context, None), context.x0
     # layer 2 adds 2 x (layer 1's output, 10 x0), layer 3 adds 3 x (layer 0's, x0), layer 4 nothing
     torch.testing.assert_close(x, (10 + 2 * 10 + 3) * x0)
 
