@@ -7,6 +7,7 @@ signature that has the shared options in place of `output`, so that they are dec
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -118,6 +119,9 @@ def with_shared_options(signature: inspect.Signature) -> inspect.Signature:
 def take_settings(values: dict[str, Any]) -> Settings:
     """Remove the shared options from `values`; returns them as `Settings`."""
     shared = {name: values.pop(name) for name in SHARED}
+    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
+        # Under torchrun the first rank speaks for all; the others tell their errors alone.
+        shared |= {"quiet": 2, "progress": ProgressMode.none}
     return Settings(color=not shared.pop("no_color"), **shared)
 
 

@@ -14,7 +14,9 @@ from qpack.errors import QpackError
 
 DISTRIBUTION = "qpack-lm"
 DEVICES = ("cpu", "cuda", "mps")
-GROUPS = ("qpack.architectures", "qpack.codecs", "qpack.importers", "qpack.trainers")
+GROUPS = (
+    "qpack.architectures", "qpack.codecs", "qpack.importers", "qpack.presets", "qpack.trainers",
+)  # fmt: skip
 
 
 def examine() -> dict[str, Any]:

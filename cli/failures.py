@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpack import __version__
-from qpack.errors import InputError, QpackError, ResourceError, SetupError
+from qpack.errors import InputError, OtherRankError, QpackError, ResourceError, SetupError
 
 from .output import Output
 
@@ -136,6 +136,8 @@ def report(error: BaseException, output: Output) -> int:
     if output.settings.debug:
         traceback.print_exception(error)
     failure = explain(error)
+    if isinstance(error, OtherRankError):
+        return failure.exit_code
     output.error(
         failure.message,
         items=failure.items,

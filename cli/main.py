@@ -20,7 +20,10 @@ from .import_checkpoint import import_checkpoint
 from .inspect import inspect
 from .output import Output, discard
 from .pack import pack
+from .presets import presets
+from .run import run
 from .settings import ProgressMode, Settings
+from .train import train
 from .unpack import unpack
 from .verify import verify
 
@@ -45,6 +48,9 @@ def build() -> Any:
     app.callback(help=unwrap(root.__doc__), epilog=unwrap(EPILOG))(root)
     register(app, "demo", demo, panel=START)
     register(app, "doctor", doctor, panel=START)
+    register(app, "presets", presets, panel=START)
+    register(app, "run", run, panel=MAKE)
+    register(app, "train", train, panel=MAKE)
     register(app, "import", import_checkpoint, panel=MAKE)
     register(app, "pack", pack, panel=MAKE)
     register(app, "inspect", inspect, panel=READ)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from qpack.errors import OtherRankError, QpackError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -39,6 +45,48 @@ def session() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here; nothing outside `torchrun`."""
+    if _active():
+        dist.barrier()
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, as JSON carries it, on every rank; the others wait.
+
+    Where it raises a `QpackError`, rank 0 raises that and the others `OtherRankError`: a problem is
+    told once, and nobody waits for ever.
+    """
+    if world_size() == 1:
+        return work()
+    failure: QpackError | None = None
+    answer: Any = None
+    if rank() == 0:
+        try:
+            answer = {"value": work()}
+        except QpackError as error:
+            failure, answer = error, {"exit_code": error.exit_code}
+    answer = _sent(answer)
+    if failure is not None:
+        raise failure
+    if "exit_code" in answer:
+        raise OtherRankError(int(answer["exit_code"]))
+    value: T = answer["value"]
+    return value
+
+
+def _sent(value: Any) -> Any:
+    """Rank 0's JSON value on every rank; as bytes, for what torch sends objects as is pickle."""
+    data = json.dumps(value).encode("ascii") if rank() == 0 else b""
+    length = torch.tensor([len(data)])
+    dist.broadcast(length, src=0)
+    buffer = torch.empty(int(length), dtype=torch.uint8)
+    if rank() == 0:
+        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    dist.broadcast(buffer, src=0)
+    return json.loads(bytes(buffer.tolist()))
 
 
 def _active() -> bool:

@@ -97,3 +97,11 @@ class SetupError(QpackError):
     """Exit 8: a needed package or device is missing."""
 
     exit_code = 8
+
+
+class OtherRankError(QpackError):
+    """Under `torchrun`: another rank has failed, and has said why. Has that failure's exit code."""
+
+    def __init__(self, exit_code: int = 1) -> None:
+        self.exit_code = exit_code
+        super().__init__("another rank has failed")

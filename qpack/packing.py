@@ -30,7 +30,12 @@ class PackSection(Section):
     """Only codecs that Python itself can decode."""
     calib_tokens: Annotated[int, Field(ge=1)] = 65_536
     val_tokens: Annotated[int, Field(ge=1)] = 131_072
-    """Targets scored for the report."""
+    """Targets scored for the report; all, if there are fewer."""
+    window: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of context in a window, for calibration and for scoring; none: those of a training
+    sequence."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."""
     code: tuple[AnyPath, ...] = Field(default=(), strict=False)
     """Source files to embed and to count."""
     embed_tokenizer: bool = False

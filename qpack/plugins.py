@@ -1,4 +1,4 @@
-"""Plugins by entry point: architectures, importers, trainers.
+"""Plugins by entry point: architectures, importers, trainers, presets.
 
 Nothing is imported until it is asked for by name, and names come from the installed packages alone:
 a file can ask for an architecture, but only get one that somebody installed.
@@ -17,8 +17,10 @@ ARCHITECTURES = "qpack.architectures"
 """`build(config) -> torch.nn.Module`; must also work under `torch.device("meta")`"""
 IMPORTERS = "qpack.importers"
 """`import_state(state, hints) -> (tensors, config)`"""
+PRESETS = "qpack.presets"
+"""a package with configuration files: see `qpack.presets`"""
 TRAINERS = "qpack.trainers"
-"""`train(config, *, progress) -> TrainResult`"""
+"""a training stage: see `qpack.training`"""
 
 
 def names(group: str) -> tuple[str, ...]:

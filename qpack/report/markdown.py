@@ -37,6 +37,7 @@ def render(report: Report) -> str:
         f"# {PurePath(report['path']).name}",
         summary(report),
         quality(report) if "quality" in report else "",
+        training(report) if "training" in report else "",
         search(report),
         ledger(report),
         streams(report),
@@ -87,6 +88,14 @@ def quality(report: Report) -> str:
         "artifact's own decoder wrote in a fresh process."
     )
     return f"## Quality\n\n{text}\n\n{markdown_table(['model', 'nats', 'bits per byte'], rows)}"
+
+
+def training(report: Report) -> str:
+    """What the model was trained with, where `qpack run` trained it."""
+    t = report["training"]
+    shown = {key: value for key, value in t.items() if key != "details"} | dict(t["details"])
+    rows = [(key.replace("_", " "), flatten(value)) for key, value in shown.items()]
+    return f"## Training\n\n{markdown_table(['', 'value'], rows)}"
 
 
 def search(report: Report) -> str:

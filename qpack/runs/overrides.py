@@ -1,8 +1,8 @@
 """`--set section.key=value`: single values of a configuration, changed from the command line.
 
-The value is TOML (`0.04`, `true`, `[1, 2]`, `"text"`); what is no TOML and does not look like any is
-text as it stands, so that `--set loop.device=cpu` needs no quotes within quotes. A number in the key
-is an index into a list of tables: `phase.0.at`.
+The value is TOML (`0.04`, `true`, `[1, 2]`, `"text"`); what is no TOML and does not look like any
+is text as it stands, so that `--set loop.device=cpu` needs no quotes within quotes. A number in
+the key is an index into a list of tables: `phase.0.at`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+"""`qpack run`: from a configuration to an artifact and its report."""
+
+from __future__ import annotations
+
+import sys
+
+from .output import Output
+from .train import (
+    AgainOption,
+    ConfigArgument,
+    FolderOption,
+    ResumeOption,
+    SetOption,
+    resumable,
+    resume_command,
+)
+
+
+def run(
+    output: Output,
+    config: ConfigArgument,
+    out: FolderOption,
+    overrides: SetOption = None,
+    resume: ResumeOption = False,
+    force: AgainOption = False,
+) -> None:
+    """Train, pack and report: a configuration in, one file that fits its budget out.
+
+    Works with every trainer. DIR/run.json records each stage; --resume skips those that are done.
+    """
+    from qpack.runs.document import read_document
+    from qpack.runs.run import run as run_stages
+
+    from .show import show_pack
+
+    document = read_document(config, overrides=overrides or ())
+    with resumable(output, resume_command("run", config, out, overrides)):
+        outcome = run_stages(
+            document,
+            out,
+            resume=resume,
+            force=force,
+            command=("qpack", *sys.argv[1:]),
+            progress=output.progress,
+        )
+    report = outcome.report
+    if not report:
+        return  # one of several ranks under torchrun: the first one reports
+    output.result(report, lambda: show_pack(report))
+    output.next(f"qpack verify {report['path']} --sha256 {report['sha256']}")

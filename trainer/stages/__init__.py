@@ -1,0 +1,1 @@
+"""Training stages, the plugins of group `qpack.trainers`: see `qpack.training`."""

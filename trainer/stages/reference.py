@@ -1,0 +1,110 @@
+"""Stage `reference`: qpack's own trainer."""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from qpack.device import choose
+from qpack.errors import ConfigError
+from qpack.progress import Progress
+from qpack.recipe import read_recipe
+from qpack.training import Checked, Trained, TrainRequest
+
+from ..config import TrainConfig
+from ..loop import TrainResult
+from ..loop import train as train_model
+from ..resume import PATH_KEYS, saved_step
+
+TABLES = TrainConfig
+
+WORDS = ("standard-library",)
+"""Sources of text that are no files."""
+
+
+def check(request: TrainRequest) -> Checked:
+    """Raise `QpackError` naming every key that cannot be used and every file that is not there."""
+    config = TrainConfig.from_mapping(request.config)
+    choose(config.loop.device)
+    files: dict[str, Path] = {}
+    gone = []
+    for key, paths in _data(config):
+        found = [path for pattern in paths for path in _matches(pattern)]
+        gone += [f"data.{key}: {pattern}" for pattern in paths if not _matches(pattern)]
+        files |= {f"data.{key}.{i}": path for i, path in enumerate(found)}
+    if gone:
+        raise ConfigError("no such file", items=gone)
+    return Checked(settings=_settings(config), files=files)
+
+
+def train(request: TrainRequest, *, progress: Progress) -> Trained:
+    """Train; a run that was interrupted goes on from its last checkpoint, if it has one."""
+    config = TrainConfig.from_mapping(request.config)
+    resume = request.resume and saved_step(request.folder) is not None
+    if request.resume and not resume:
+        progress.note("no checkpoint was kept: training from the beginning")
+    result = train_model(
+        config,
+        request.folder,
+        resume=resume,
+        force=request.force or (request.resume and not resume),
+        progress=progress,
+    )
+    return Trained(
+        checkpoint=result.checkpoint,
+        tokenizer=result.tokenizer,
+        calibration=result.train[0],
+        validation=result.val[0] if result.val else None,
+        sequence=config.loop.sequence,
+        details=_details(result),
+    )
+
+
+def _data(config: TrainConfig) -> Iterator[tuple[str, Sequence[Path]]]:
+    """Keys of `[data]` that name files, with what they name."""
+    for key in ("train", "val", "tokenizer", "text", "val_text"):
+        value = getattr(config.data, key)
+        paths = (value,) if isinstance(value, Path) else value or ()
+        yield key, [path for path in paths if str(path) not in WORDS]
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Files of a path or pattern, in order."""
+    if pattern.is_file():
+        return [pattern]
+    found = [Path(name) for name in sorted(glob.glob(str(pattern)))]  # noqa: PTH207 also absolute
+    return [path for path in found if path.is_file()]
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """What decides the weights. Of `[pack]` only the grid, and only where training uses it."""
+    settings = config.model_dump(mode="json", exclude={"data": set(PATH_KEYS), "pack": True})
+    settings["model"] = config.model_config_of_gpt().to_dict()
+    named = [str(path) for path in (*config.data.text, *config.data.val_text)]
+    settings["data"]["text"] = [word for word in named if word in WORDS]
+    if config.pack is not None and (config.qat.enabled or config.average.ship == "best"):
+        recipe = read_recipe(config.pack.recipe)
+        recipe = recipe.with_knob(config.pack.knob) if config.pack.knob else recipe
+        shown = recipe.describe()
+        shown.pop("name")
+        settings["pack"] = {"recipe": shown}
+    return settings
+
+
+def _details(result: TrainResult) -> dict[str, Any]:
+    """Figures for the report."""
+    return {
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "train_seconds": round(result.seconds, 3),
+        "tokens_per_second": round(result.tokens_per_second, 1),
+        "mfu": result.mfu,
+        "loss": result.loss if math.isfinite(result.loss) else None,
+        "shipped": result.shipped,
+        "bpb": None if result.score is None else result.score.bpb,
+        "device": result.device,
+        "dtype": result.dtype,
+    }
