@@ -67,16 +67,18 @@ def run_program(program: Program, *, progress: Progress) -> Finished:
     began = time.monotonic()
     with program.log.open("wb") as log, _terminating():
         process = _start(program)
+        reader = _Reader(process)
         try:
             with progress.stage(
                 "script",
                 total=program.timeout_seconds,
                 unit="s" if program.timeout_seconds else "lines",
             ) as task:
-                tail = _follow(process, program, log, task)
+                tail = _follow(process, reader, program, log=log, task=task)
             exit_code = process.wait()
         finally:
             _end(process)
+            reader.close()
     seconds = time.monotonic() - began
     return Finished(exit_code=exit_code, seconds=seconds, tail=tail)
 
@@ -123,19 +125,49 @@ class _Lines:
         return self.tail[-1].strip()[:NOTE_CHARACTERS] if self.tail else ""
 
 
+class _Reader:
+    """A thread that reads a program's output: pipes cannot be waited for everywhere."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        self._pipe = process.stdout
+        self._chunks: queue.Queue[bytes] = queue.Queue()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def next(self) -> bytes:
+        """The next output; empty where there is none for a while."""
+        try:
+            return self._chunks.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            return b""
+
+    def close(self) -> None:
+        """Give the pipe back, unless a program that escaped from the group still holds it."""
+        self._thread.join(1.0)
+        if not self._thread.is_alive():
+            self._pipe.close()
+
+    def _read(self) -> None:
+        while chunk := os.read(self._pipe.fileno(), 1 << 16):
+            self._chunks.put(chunk)
+
+
 def _follow(
-    process: subprocess.Popen[bytes], program: Program, log: IO[bytes], task: Task
+    process: subprocess.Popen[bytes],
+    reader: _Reader,
+    program: Program,
+    *,
+    log: IO[bytes],
+    task: Task,
 ) -> tuple[str, ...]:
     """Copy output to the log as it comes, until the program ends; its last lines."""
-    assert process.stdout is not None
-    chunks: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_read, args=(process.stdout, chunks), daemon=True).start()
     lines = _Lines()
     timeout = program.timeout_seconds
     began = last = time.monotonic()
     while True:
         ended = process.poll() is not None  # before the look: what it printed last is then there
-        chunk = _next(chunks)
+        chunk = reader.next()
         log.write(chunk)
         log.flush()
         count, now = lines.feed(chunk), time.monotonic()
@@ -151,21 +183,6 @@ def _follow(
                 items=lines.tail,
                 hint=f"raise script.timeout_seconds; all that it printed is in {program.log}",
             )
-
-
-def _next(chunks: queue.Queue[bytes]) -> bytes:
-    """The next output; empty where there is none for a while."""
-    try:
-        return chunks.get(timeout=LOOK_SECONDS)
-    except queue.Empty:
-        return b""
-
-
-def _read(pipe: IO[bytes], chunks: queue.Queue[bytes]) -> None:
-    """Pass output on as it comes."""
-    with contextlib.suppress(OSError, ValueError):  # the pipe is closed under us at the end
-        while chunk := os.read(pipe.fileno(), 1 << 16):
-            chunks.put(chunk)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
