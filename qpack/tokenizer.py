@@ -101,6 +101,18 @@ class Tokenizer:
         tokens: list[list[int]] = self._processor.encode(list(texts), num_threads=num_threads)
         return tokens
 
+    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """The same as arrays, (tokens,) each, on one thread that lets others run beside it."""
+        rows: list[NDArray[np.int32]] = self._processor.encode(
+            list(texts), return_type="numpy", num_threads=1
+        )
+        return rows
+
+    def decode_arrays(self, rows: Sequence[NDArray[np.int32]]) -> list[str]:
+        """The texts of such arrays, whose tokens are this tokenizer's own."""
+        texts: list[str] = self._processor.decode(list(rows), num_threads=1) if rows else []
+        return texts
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; boundaries give nothing. Raises `DataError` for unknown tokens."""
         ids = [int(token) for token in tokens]

@@ -58,9 +58,14 @@ def render_shard(tokens: NDArray[np.uint16]) -> bytes:
         raise DataError(f"a shard needs a flat, non-empty array of tokens, got {tokens.shape}")
     if tokens.dtype != np.uint16:
         raise DataError(f"a shard holds uint16 tokens, got {tokens.dtype}")
+    return render_header(tokens.size) + tokens.astype("<u2").tobytes()
+
+
+def render_header(num_tokens: int) -> bytes:
+    """The header of a shard of that many tokens, which follow it as little-endian uint16."""
     header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-    header[:3] = MAGIC, VERSION, tokens.size
-    return header.tobytes() + tokens.astype("<u2").tobytes()
+    header[:3] = MAGIC, VERSION, num_tokens
+    return header.tobytes()
 
 
 def write_shard(path: Path, tokens: NDArray[np.uint16], *, force: bool = False) -> None:

@@ -3,10 +3,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qpack.errors import ConfigError, DataError, OutputExistsError, SetupError
-from qpack.trainer.data.vocabulary import train_tokenizer
+from qpack.trainer.data.vocabulary import sample_documents, train_tokenizer
 
 WORDS = "the of and model text token byte budget weight report scale window stride"
 TEXTS = [f"{a} {b} {i}" for i, a in enumerate(WORDS.split()) for b in WORDS.split()]
@@ -66,3 +69,37 @@ def test_without_sentencepiece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(SetupError, match="need the package sentencepiece"):
         train_tokenizer(TEXTS, tmp_path / "a.model", vocab_size=300)
+
+
+@given(
+    st.lists(st.integers(1, 30), max_size=40),
+    st.integers(1, 20),
+    st.integers(1, 200),
+    st.integers(0, 3),
+)
+def test_a_sample_is_the_lowest_draws_that_fit(
+    sizes: list[int], most_documents: int, most_bytes: int, seed: int
+) -> None:
+    texts = [chr(97 + i % 26) * size for i, size in enumerate(sizes)]
+    draws = np.random.default_rng(seed).random(len(texts))
+    expected: list[int] = []
+    for index in np.argsort(draws):
+        total = sum(sizes[i] for i in [*expected, index])
+        if expected and (len(expected) == most_documents or total > most_bytes):
+            break
+        expected.append(int(index))
+    got = sample_documents(
+        iter(texts), most_documents=most_documents, most_bytes=most_bytes, seed=seed
+    )
+    assert got == [texts[i] for i in sorted(expected)]
+
+
+def test_a_sample_is_not_the_beginning() -> None:
+    got = sample_documents(map(str, range(1000)), most_documents=50)
+    assert len(got) == 50
+    assert max(map(int, got)) > 900
+    assert got != sample_documents(map(str, range(1000)), most_documents=50, seed=1)
+
+
+def test_bytes_of_a_sample_are_those_of_utf8() -> None:
+    assert len(sample_documents(["\u20ac"] * 9, most_documents=9, most_bytes=14)) == 4

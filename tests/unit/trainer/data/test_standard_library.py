@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qpack.errors import DataError
-from qpack.trainer.data.text import deduplicated, split_documents, standard_library_documents
+from qpack.trainer.data.standard_library import deduplicated, standard_library_documents
 
 LONG = "A paragraph that is long enough to be a document of its own. " * 4
 
@@ -94,10 +94,3 @@ def test_short_documents_are_left_out() -> None:
 def test_a_library_without_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found only 39 documents"):
         standard_library_documents(library(tmp_path, numbered(39)))
-
-
-def test_every_twentieth_document_is_held_out() -> None:
-    documents = [str(i) for i in range(60)]
-    train, val = split_documents(documents)
-    assert val == ["10", "30", "50"]
-    assert sorted(train + val) == sorted(documents)

@@ -24,8 +24,8 @@ NOT_DOCUMENTATION = frozenset(
 )
 MIN_CHARACTERS = 200
 """Shorter documents say little about English and cost a BOS each."""
-HELD_OUT = 20
-"""Every 20th document is for validation."""
+MIN_DOCUMENTS = 40
+"""Fewer are no text to train on and be scored on."""
 
 
 def standard_library_documents(root: Path | None = None) -> list[str]:
@@ -35,19 +35,12 @@ def standard_library_documents(root: Path | None = None) -> list[str]:
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     documents = deduplicated(_sources(root))
-    if len(documents) < 2 * HELD_OUT:
+    if len(documents) < MIN_DOCUMENTS:
         raise DataError(
             f"found only {len(documents)} documents in {root}",
             hint="use a Python installation that includes the library's sources and docstrings",
         )
     return documents
-
-
-def split_documents(documents: list[str]) -> tuple[list[str], list[str]]:
-    """Training and validation documents: every 20th is held out, from the 10th on."""
-    held_out = range(HELD_OUT // 2, len(documents), HELD_OUT)
-    train = [text for i, text in enumerate(documents) if i not in held_out]
-    return train, [documents[i] for i in held_out]
 
 
 def deduplicated(sources: Iterable[Iterable[str]]) -> list[str]:
