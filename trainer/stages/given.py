@@ -101,7 +101,7 @@ def keep_model(path: Path, given: GivenFiles, folder: Path) -> int | None:
     checkpoint = read_weights(path, given)
     tokenizer = Tokenizer.load(given.tokenizer)
     checkpoint.check_tokenizer(tokenizer.sha256, given.tokenizer)
-    kept = replace(checkpoint, name=folder.resolve().name, tokenizer_sha256=tokenizer.sha256)
+    kept = replace(checkpoint, tokenizer_sha256=tokenizer.sha256)
     write_checkpoint(folder / MODEL, kept, force=True)
     known = given.sequence or kept.config.get("train_seq_len")
     return None if known is None else int(known)
