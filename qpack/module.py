@@ -23,7 +23,7 @@ from qpack.inputs import check_outputs
 from qpack.produce import Product, Target, produce
 from qpack.progress import SILENT, Progress
 from qpack.quant.calibrate import collect
-from qpack.quant.plan import Plan, classify, make_plan
+from qpack.quant.plan import Plan, classify, make_plan, untied
 from qpack.recipe import Recipe, default_recipe, load_recipe
 from qpack.report.build import product_sections, run_sections
 from qpack.stages import RunLog
@@ -100,21 +100,6 @@ def load_into(module: nn.Module, path: str | Path) -> nn.Module:
     tensors = {tensor.name: to_torch(tensor) for tensor in contents.tensors}
     _load(module, tensors | {name: tensors[to] for name, to in contents.aliases.items()})
     return module
-
-
-def untied(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The module's tensors, each storage once, and the other names of tied ones."""
-    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and key in first:
-            aliases[name] = first[key]
-        else:
-            first[key] = name
-            tensors[name] = tensor.detach()
-    return tensors, aliases
 
 
 def output_error(

@@ -274,14 +274,16 @@ def step_candidates(W: Tensor, rule: Rule) -> list[Tensor]:
         candidates = [grid.sigma_steps(W, rule.qmax, rule.k)]
     else:
         candidates = [grid.percentile_steps(W, rule.qmax, p) for p in grid.PERCENTILES]
+    return [step_codes(steps, W, rule) for steps in candidates]
+
+
+def step_codes(steps: Tensor, W: Tensor, rule: Rule) -> Tensor:
+    """Codes (rows,) in which `rule` stores `steps` (rows,), its scale's for W (rows, cols)."""
     if not rule.clip:
-        candidates = [grid.guard_unclipped(steps, W) for steps in candidates]
+        steps = grid.guard_unclipped(steps, W)
     # Steps that hug the largest weight round upwards, so that it is not clipped.
     up = rule.scale != "sigma" and rule.clip
-    return [
-        grid.encode_steps(grid.floor_steps(steps, rule.floor), rule.step_octave, up=up)
-        for steps in candidates
-    ]
+    return grid.encode_steps(grid.floor_steps(steps, rule.floor), rule.step_octave, up=up)
 
 
 def _keep_better(old: _Rows | None, new: _Rows) -> _Rows:

@@ -13,6 +13,8 @@ reference systems (s >= 1/q) turns qmax into a global step size; it is a paramet
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,17 @@ def step_values(codes: Tensor, octave: int) -> Tensor:
     return torch.from_numpy(values).to(codes.device)
 
 
+def step_table(octave: int, device: torch.device | str) -> Tensor:
+    """The steps of all codes that `encode_steps` gives, float32, for `look_up`."""
+    lowest, end = EXPONENT_MIN * octave, (EXPONENT_MAX + 1) * octave
+    return step_values(torch.arange(lowest, end, dtype=torch.int16), octave).to(device)
+
+
+def look_up(table: Tensor, codes: Tensor, octave: int) -> Tensor:
+    """`step_values` of `codes` (any shape) from a `step_table`, without leaving its device."""
+    return table[codes.long() - EXPONENT_MIN * octave]
+
+
 def absmax_steps(W: Tensor, qmax: float) -> Tensor:
     """Row steps (rows,) so that the largest weight of each row is the integer `qmax`."""
     return W.abs().amax(dim=1) / qmax
@@ -66,6 +79,24 @@ def percentile_steps(W: Tensor, qmax: float, percentile: float) -> Tensor:
     peak = magnitudes.amax(dim=1)
     cut = peak if percentile >= 1.0 else torch.quantile(magnitudes, percentile, dim=1)
     return torch.where(cut > 0, cut, peak) / qmax
+
+
+def chosen_percentile_steps(W: Tensor, qmax: float, choice: Tensor) -> Tensor:
+    """`percentile_steps` (rows,) where each row has its own percentile.
+
+    `choice` (rows,), integers, indexes `PERCENTILES`. These lie among a row's few largest
+    magnitudes, so nothing is sorted: it costs little enough for every step of a training.
+    """
+    last = W.shape[1] - 1
+    # As `torch.quantile` does it: ranks in the data's precision, linear between neighbours.
+    ranks = [float(torch.tensor(p, dtype=W.dtype) * last) for p in PERCENTILES]
+    top = W.abs().topk(last - math.floor(min(ranks)) + 1, dim=1).values  # (rows, few), descending
+    cuts = []
+    for rank in ranks:
+        below, above = top[:, last - math.floor(rank)], top[:, last - math.ceil(rank)]
+        cuts.append(torch.lerp(below, above, torch.full_like(below, rank - math.floor(rank))))
+    cut = torch.stack(cuts).gather(0, choice.long()[None])[0]
+    return torch.where(cut > 0, cut, top[:, 0]) / qmax
 
 
 def sigma_steps(W: Tensor, qmax: float, k: float) -> Tensor:

@@ -73,6 +73,21 @@ def classify(model: nn.Module) -> dict[str, str]:
     return kinds
 
 
+def untied(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The module's tensors, each storage once, and the other names of tied ones."""
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = tensor.detach()
+    return tensors, aliases
+
+
 def _is_matrix(tensor: Tensor) -> bool:
     if tensor.ndim < 2:
         return False
@@ -126,13 +141,14 @@ def _first_match(recipe: Recipe, name: str, kind: str, used: set[tuple[int, str]
     first = None
     for index, rule in enumerate(recipe.rules):
         for pattern in rule.match:
-            if _matches(pattern, name, kind):
+            if matches(pattern, name, kind):
                 used.add((index, pattern))
                 first = index if first is None else first
     return first
 
 
-def _matches(pattern: str, name: str, kind: str) -> bool:
+def matches(pattern: str, name: str, kind: str) -> bool:
+    """Whether a recipe's `pattern` (a name, `re:...`, `class:...`) means this tensor."""
     if pattern.startswith("class:"):
         return pattern[6:] == kind
     if pattern.startswith("re:"):

@@ -1,5 +1,7 @@
 """A GPU gives the statistics and integers that the CPU gives, up to rounding."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,10 @@ from torch import nn
 from qpack.quant.calibrate import collect
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import classify, make_plan
+from qpack.quant.qat import LateQAT, Start
 from qpack.recipe import parse_recipe
 
+from .qat_net import RULES, Net, recipe_of
 from .reference import correlated_inputs
 
 pytestmark = pytest.mark.gpu
@@ -34,3 +38,35 @@ def test_cuda_agrees_with_the_cpu() -> None:
         other = out["cuda"][1][name]
         assert (other.row_codes == tensor.row_codes).all()
         assert (other.integers != tensor.integers).mean() < 1e-3
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Whatever makes the program wait for the device is an error."""
+    before = torch.cuda.get_sync_debug_mode()
+    yield
+    torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("soft", [None, (2.0, 8.0)])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_late_qat_agrees_with_the_cpu_and_never_waits(
+    rule: str, soft: tuple[float, float] | None
+) -> None:
+    within = {}
+    for device in ("cpu", "cuda"):
+        model = Net().to(device)
+        match = ("re:.*",)
+        qat = LateQAT(model, recipe_of(rule), match=match, start=Start(step=1), soft_rounding=soft)
+        for step in range(3):
+            qat.on_step(step, step / 3, 1.0)
+            if step == 2 and device == "cuda":  # the switch itself may wait
+                torch.cuda.set_sync_debug_mode("error")
+            with qat.quantized():
+                model(torch.arange(40, device=device)[None]).square().mean().backward()
+                values = [p.detach().clone() for p in model.parameters()]
+        torch.cuda.set_sync_debug_mode("default")
+        within[device] = values
+    for ours, theirs in zip(within["cuda"], within["cpu"], strict=True):
+        assert ((ours.cpu() - theirs).abs() > 1e-6).double().mean() < 1e-2

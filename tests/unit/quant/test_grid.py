@@ -105,3 +105,28 @@ def test_row_errors_with_and_without_hessian() -> None:
     H = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert torch.allclose(grid.row_errors(E, None), (E * E).sum(1))
     assert torch.allclose(grid.row_errors(E, H), (E * E * H.diagonal()).sum(1))
+
+
+@pytest.mark.parametrize("octave", [1, 16, 64])
+def test_step_table_holds_the_decoders_steps(octave: int) -> None:
+    steps = torch.logspace(-45, 45, 999, dtype=torch.float64).float()
+    codes = grid.encode_steps(steps, octave)
+    ends = torch.tensor([-126 * octave, 128 * octave - 1, 0], dtype=torch.int16)
+    codes = torch.cat([codes, ends])
+    found = grid.look_up(grid.step_table(octave, "cpu"), codes, octave)
+    assert found.numpy().tobytes() == decode_steps(codes.numpy(), octave).tobytes()
+
+
+@pytest.mark.parametrize("cols", [1, 2, 9, 256, 1000, 4096, 20_001])
+def test_chosen_percentiles_are_those_of_the_search(cols: int) -> None:
+    rows = torch.randn(40, cols, generator=torch.Generator().manual_seed(cols))
+    rows[3] = 0.0
+    rows[4, :-1] = 0.0
+    choice = torch.arange(40, dtype=torch.int8) % len(grid.PERCENTILES)
+    found = grid.chosen_percentile_steps(rows, 15, choice)
+    for index, percentile in enumerate(grid.PERCENTILES):
+        mine = choice == index
+        expected = grid.percentile_steps(rows, 15, percentile)
+        assert torch.allclose(found[mine], expected[mine], rtol=1e-6, atol=0)
+        codes = [grid.encode_steps(steps[mine], 64, up=True) for steps in (found, expected)]
+        assert torch.equal(*codes)
