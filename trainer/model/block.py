@@ -28,12 +28,16 @@ KEEP = 1.1**0.5
 class Block(nn.Module):
     """Block `layer` of the model."""
 
+    ln_scale: Tensor | None
+
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
         dim = config.model_dim
         first = config.parallel_from
         self.form = "off" if first is None or layer < first else config.parallel
-        self.ln_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
+        scale = torch.tensor((layer + 1) ** -0.5) if config.ln_scale else None
+        # A tensor, so that all blocks are one graph to the compiler; not part of the state.
+        self.register_buffer("ln_scale", scale, persistent=False)
         self.attn = Attention(config, layer)
         self.mlp = MLP(config, layer)
         self.attn_scale = nn.Parameter(torch.ones(dim))
@@ -71,4 +75,7 @@ class Block(nn.Module):
 
     def _norm(self, x: Tensor) -> Tensor:
         normed = rms_norm(x)
-        return normed if self.ln_scale == 1.0 else self.ln_scale * normed
+        if self.ln_scale is None:
+            return normed
+        wide = normed.to(torch.promote_types(x.dtype, self.ln_scale.dtype))
+        return (wide * self.ln_scale).to(x.dtype)

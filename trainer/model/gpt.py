@@ -60,8 +60,9 @@ class GPT(nn.Module):
         self.compute_dtype: torch.dtype | None = None
         """Of the stream and all products; None: the parameters' own."""
         self.attention_backend = "sdpa"
-        """`flex`: FlexAttention where the model is compiled. Uncompiled it would hold all scores,
-        so there, and with a cache, SDPA computes the same."""
+        """`flex`: FlexAttention, for compiled blocks alone: uncompiled it would hold all scores.
+        With a cache SDPA computes the same."""
+        self.add_skip = add_skip
         dim = config.model_dim
         self.tok_emb = Embedding(config.vocab_size, dim, std=0.005)
         self._add_tables(config)
@@ -126,6 +127,19 @@ class GPT(nn.Module):
         """Bound c of the logits, `c tanh(z / c)`; 0: none."""
         return self.config.logit_softcap
 
+    def compile_regions(self, **options: Any) -> None:
+        """Compile the parts of a forward pass, in place, with these options of torch.compile.
+
+        The stem, each block and the skips are graphs of their own: blocks of a kind share one, so
+        compiling takes a tenth of what the whole model's graph does, and another order of layers
+        compiles nothing. The state dict does not change.
+        """
+        how = {"fullgraph": True, "dynamic": False, **options}
+        for block in self.blocks:
+            block.compile(**how)
+        self.stem = torch.compile(self.stem, **how)  # type: ignore[method-assign]
+        self.add_skip = torch.compile(self.add_skip, **how)
+
     def set_layer_order(self, order: Sequence[int] | None) -> None:
         """Run the blocks in this order from now on; None: the configuration's.
 
@@ -180,7 +194,8 @@ class GPT(nn.Module):
         for step, index in enumerate(order):
             if weights is not None and step >= num_encoder and stack:
                 i = step - num_encoder
-                x = add_skip(x, stack.pop(), weights[i], None if gates is None else gates[i])
+                gate = None if gates is None else gates[i]
+                x = self.add_skip(x, stack.pop(), weights[i], gate)
             x = self.blocks[index](x, context, None if cache is None else cache.layers[step])
             if step < num_encoder:
                 stack.append(x)
@@ -197,7 +212,7 @@ class GPT(nn.Module):
         angles = rotation(
             start, tokens.size(1), dims=c.rotary_dims, base=base, device=tokens.device
         )
-        x0 = self._stem(tokens, seen, cache)
+        x0 = self.stem(tokens, seen, cache)
         values = None if self.value_embed is None else self.value_embed(tokens, x0.dtype)
         return Context(x0, angles, self._mask(tokens, cache), values, start)
 
@@ -211,11 +226,12 @@ class GPT(nn.Module):
             if documents is not None and cache.documents is not None:
                 documents = torch.cat((cache.documents, documents), dim=1)
             cache.documents = documents
-        elif self.attention_backend == "flex" and torch.compiler.is_compiling():
-            return block_mask(torch.zeros_like(tokens[:1]) if documents is None else documents)
+        elif self.attention_backend == "flex":
+            one = torch.zeros_like(tokens[:1]) if documents is None else documents
+            return block_mask(one, masked=documents is not None)
         return dense_mask(start, tokens.size(1), documents, tokens.device)
 
-    def _stem(self, tokens: Tensor, seen: History, cache: Cache | None) -> Tensor:
+    def stem(self, tokens: Tensor, seen: History, cache: Cache | None) -> Tensor:
         """x0, (B, T, D), in the dtype of the stream."""
         x = self.tok_emb(tokens)
         dtype = self.compute_dtype or x.dtype
