@@ -15,6 +15,8 @@ from qpack.sections import NotPaths, Section, read_section
 
 from .model.config import GPTConfig
 
+WORDS = ("standard-library",)
+"""Sources of text that are no files."""
 AnyPath = Annotated[Path, Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -38,7 +40,7 @@ class DataSection(Section):
     """Token shards to validate on; `val_name` of the report is the first one's."""
     tokenizer: AnyPath | None = None
     """SentencePiece model of the shards. With `text` and none given, one is trained."""
-    text: Annotated[Paths, NotPaths(("standard-library",))] = ()
+    text: Annotated[Paths, NotPaths(WORDS)] = ()
     """Documents: .txt, .jsonl, plain or .xz or .zst, or `standard-library`. Shards are made from
     them in the run's folder."""
     val_text: Paths = ()

@@ -21,11 +21,12 @@ from qpack.artifact.unpack import safetensors_pieces
 from qpack.artifact.writer import write_atomic, write_pieces
 from qpack.checkpoint import read_safetensors
 from qpack.errors import CheckpointError, ConfigError
+from qpack.recipe import read_recipe
 from qpack.tensors import Contents
 from qpack.tokens import sha256_file
 from qpack.torch_tensors import to_raw
 
-from .config import TrainConfig
+from .config import WORDS, TrainConfig
 
 FOLDER, STATE = "checkpoint", "state.json"
 SCHEMA = "qpack.training-state/1"
@@ -43,10 +44,25 @@ class Saved:
     """Steps, seconds, and what else is not a tensor."""
 
 
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """What decides the weights, as tables of JSON values; files count by content, not by name. Of
+    `[pack]` only the grid, and only where training uses it."""
+    tables = config.model_dump(mode="json", exclude={"data": set(PATH_KEYS), "pack": True})
+    tables["model"] = config.model_config_of_gpt().to_dict()
+    named = [str(path) for path in (*config.data.text, *config.data.val_text)]
+    tables["data"]["text"] = [word for word in named if word in WORDS]
+    if config.pack is not None and (config.qat.enabled or config.average.ship == "best"):
+        recipe = read_recipe(config.pack.recipe)
+        recipe = recipe.with_knob(config.pack.knob) if config.pack.knob else recipe
+        shown = recipe.describe()
+        shown.pop("name")
+        tables["pack"] = {"recipe": shown}
+    return tables
+
+
 def fingerprint(config: TrainConfig, files: Iterable[Path]) -> dict[str, str]:
     """What must be equal to resume: every setting, and the SHA-256 of every data file, by name."""
-    table = config.model_dump(mode="json", exclude={"data": set(PATH_KEYS), "pack": True})
-    settings = {key: json.dumps(value) for key, value in _flat(table)}
+    values = {key: json.dumps(value) for key, value in _flat(settings(config))}
     paths = list(files)
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(sha256_file, paths))
@@ -54,7 +70,7 @@ def fingerprint(config: TrainConfig, files: Iterable[Path]) -> dict[str, str]:
         f"data file {i} ({path.name})": digest
         for i, (path, digest) in enumerate(zip(paths, digests, strict=True))
     }
-    return settings | data
+    return values | data
 
 
 def save(folder: Path, saved: Saved, known: Mapping[str, str]) -> None:

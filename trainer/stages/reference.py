@@ -11,18 +11,15 @@ from typing import Any
 from qpack.device import choose
 from qpack.errors import ConfigError
 from qpack.progress import Progress
-from qpack.recipe import read_recipe
 from qpack.training import Checked, Trained, TrainRequest
 
-from ..config import TrainConfig
+from ..config import WORDS, TrainConfig
 from ..loop import TrainResult
 from ..loop import train as train_model
-from ..resume import PATH_KEYS, saved_step
+from ..resume import saved_step, settings
 
 TABLES = TrainConfig
 
-WORDS = ("standard-library",)
-"""Sources of text that are no files."""
 
 
 def check(request: TrainRequest) -> Checked:
@@ -37,7 +34,7 @@ def check(request: TrainRequest) -> Checked:
         files |= {f"data.{key}.{i}": path for i, path in enumerate(found)}
     if gone:
         raise ConfigError("no such file", items=gone)
-    return Checked(settings=_settings(config), files=files)
+    return Checked(settings=settings(config), files=files)
 
 
 def train(request: TrainRequest, *, progress: Progress) -> Trained:
@@ -77,21 +74,6 @@ def _matches(pattern: Path) -> list[Path]:
         return [pattern]
     found = [Path(name) for name in sorted(glob.glob(str(pattern)))]  # noqa: PTH207 also absolute
     return [path for path in found if path.is_file()]
-
-
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    """What decides the weights. Of `[pack]` only the grid, and only where training uses it."""
-    settings = config.model_dump(mode="json", exclude={"data": set(PATH_KEYS), "pack": True})
-    settings["model"] = config.model_config_of_gpt().to_dict()
-    named = [str(path) for path in (*config.data.text, *config.data.val_text)]
-    settings["data"]["text"] = [word for word in named if word in WORDS]
-    if config.pack is not None and (config.qat.enabled or config.average.ship == "best"):
-        recipe = read_recipe(config.pack.recipe)
-        recipe = recipe.with_knob(config.pack.knob) if config.pack.knob else recipe
-        shown = recipe.describe()
-        shown.pop("name")
-        settings["pack"] = {"recipe": shown}
-    return settings
 
 
 def _details(result: TrainResult) -> dict[str, Any]:
