@@ -60,7 +60,13 @@ def test_the_table_of_codes_is_whole() -> None:
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, errors.QpackError)
     }
-    assert classes - {errors.QpackError} == set(CODES)
+    assert classes - {errors.QpackError, errors.OtherRankError} == set(CODES)
+
+
+def test_what_another_rank_has_told_is_not_told_again(capsys) -> None:
+    assert fail(errors.OtherRankError(5)) == 5
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
 
 
 def test_json_errors_are_one_object_on_stderr(capsys) -> None:

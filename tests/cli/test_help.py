@@ -19,8 +19,8 @@ from .conftest import Runner
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 COMMANDS = (
-    "", "demo", "doctor", "import", "pack", "inspect", "verify", "unpack", "eval", "bench",
-    "bench codecs", "bench bits",
+    "", "demo", "doctor", "presets", "run", "train", "import", "pack", "inspect", "verify",
+    "unpack", "eval", "bench", "bench codecs", "bench bits",
 )  # fmt: skip
 
 

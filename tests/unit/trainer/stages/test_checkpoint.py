@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from qpack.checkpoint import fingerprint, read_checkpoint
 from qpack.errors import CheckpointError, ConfigError, DataError
 from qpack.options import PackOptions
 from qpack.progress import SILENT
-from qpack.runs.document import Document
-from qpack.runs.run import run
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import write_shard
 from qpack.trainer.stages import checkpoint as stage
@@ -117,15 +114,3 @@ def test_weights_that_are_none(given: PackOptions, tmp_path: Path) -> None:
     path.write_bytes(b"not a file of torch's")
     with pytest.raises(CheckpointError, match="restricted reader"):
         stage.train(request(given, tmp_path, path=str(path)), progress=SILENT)
-
-
-def test_from_weights_to_report(given: PackOptions, tmp_path: Path) -> None:
-    pack = {"budget": 40_000, "calib_tokens": 1024, "val_tokens": 512, "window": 64}
-    tables = {**table(given), "pack": {**pack, "device": "cpu", "embed_tokenizer": False}}
-    document = Document(source="c.toml", name="checkpoint", trainer=stage, tables=tables)
-    report = run(document, tmp_path).report
-    assert report is not None
-    assert report["artifact_bytes"] == (tmp_path / "model.pyz").stat().st_size <= 40_000
-    assert report["training"]["details"] == {"weights": "model.safetensors"}
-    assert (report["quality"]["window"], report["quality"]["tokens"]) == (64, 512)
-    assert json.loads((tmp_path / "run.json").read_text())["trainer"] == "checkpoint"
