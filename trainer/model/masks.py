@@ -39,8 +39,11 @@ def dense_mask(start: int, num_queries: int, documents: Tensor | None, device: t
     return (causal & (documents[:, start:, None] == documents[:, None]))[:, None]
 
 
-def block_mask(documents: Tensor) -> BlockMask:
-    """The causal mask of `documents` (B, T) for FlexAttention, of any T."""
+def block_mask(documents: Tensor, *, masked: bool = True) -> BlockMask:
+    """The causal mask of `documents` (B, T) for FlexAttention, of any T.
+
+    Not `masked`: causal alone, with all numbers equal and a B of 1 that stands for any.
+    """
     num_tokens = documents.size(1)
     missing = -num_tokens % BLOCK
     padded = torch.nn.functional.pad(documents, (0, missing), value=-1)
@@ -53,7 +56,8 @@ def block_mask(documents: Tensor) -> BlockMask:
     full = overlap & (index[:, None] > index) & (first[:, None] == last[:, :, None])
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (padded[batch, query] == padded[batch, key])
+        seen = query >= key
+        return seen & (padded[batch, query] == padded[batch, key]) if masked else seen
 
     return BlockMask.from_kv_blocks(
         *_listed(overlap & ~full),
