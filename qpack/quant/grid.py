@@ -67,7 +67,13 @@ def look_up(table: Tensor, codes: Tensor, octave: int) -> Tensor:
 
 def absmax_steps(W: Tensor, qmax: float) -> Tensor:
     """Row steps (rows,) so that the largest weight of each row is the integer `qmax`."""
-    return W.abs().amax(dim=1) / qmax
+    return row_peaks(W) / qmax
+
+
+def row_peaks(W: Tensor) -> Tensor:
+    """Largest magnitude of each row (rows,), in one pass that stores nothing else."""
+    low, high = torch.aminmax(W, dim=1)
+    return torch.maximum(-low, high)
 
 
 def percentile_steps(W: Tensor, qmax: float, percentile: float) -> Tensor:
@@ -106,7 +112,7 @@ def sigma_steps(W: Tensor, qmax: float, k: float) -> Tensor:
     `k * std`, so that it is represented exactly up to the rounding of the step.
     """
     std = precise(W).std(dim=1, correction=0).to(W)
-    peak = W.abs().amax(dim=1)
+    peak = row_peaks(W)
     degenerate = std <= 1e-6 * peak
     return torch.where(degenerate, peak, k * std) / qmax
 
@@ -118,13 +124,13 @@ def floor_steps(steps: Tensor, floor: float) -> Tensor:
 
 def guard_unclipped(steps: Tensor, W: Tensor) -> Tensor:
     """Steps large enough that no symbol leaves int16, error feedback included."""
-    return torch.maximum(steps, W.abs().amax(dim=1) * (_HEADROOM / UNCLIPPED_MAX))
+    return torch.maximum(steps, row_peaks(W) * (_HEADROOM / UNCLIPPED_MAX))
 
 
 def round_to_nearest(W: Tensor, steps: Tensor, limits: Tensor) -> Tensor:
     """RTN: integers (rows, cols) as float32, `clamp(round(w / step), -limit, limit)` per row."""
     limit = limits[:, None]
-    return torch.round(W / steps[:, None]).clamp(-limit, limit)
+    return (W / steps[:, None]).round_().clamp_(-limit, limit)
 
 
 def row_errors(error: Tensor, hessian: Tensor | None) -> Tensor:
