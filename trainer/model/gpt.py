@@ -62,7 +62,7 @@ class GPT(nn.Module):
         self.attention_backend = "sdpa"
         """`flex`: FlexAttention, for compiled blocks alone: uncompiled it would hold all scores.
         With a cache SDPA computes the same."""
-        self.add_skip = add_skip
+        self.add_skip, self.read_lanes = add_skip, read_lanes
         dim = config.model_dim
         self.tok_emb = Embedding(config.vocab_size, dim, std=0.005)
         self._add_tables(config)
@@ -130,15 +130,21 @@ class GPT(nn.Module):
     def compile_regions(self, **options: Any) -> None:
         """Compile the parts of a forward pass, in place, with these options of torch.compile.
 
-        The stem, each block and the skips are graphs of their own: blocks of a kind share one, so
-        compiling takes a tenth of what the whole model's graph does, and another order of layers
-        compiles nothing. The state dict does not change.
+        The stem, each block, the skips and what is left are graphs of their own: blocks of a kind
+        share one, so compiling takes a tenth of what the whole model's graph does, and another
+        order of layers compiles nothing. The state dict does not change.
         """
         how = {"fullgraph": True, "dynamic": False, **options}
         for block in self.blocks:
             block.compile(**how)
         self.stem = torch.compile(self.stem, **how)  # type: ignore[method-assign]
         self.add_skip = torch.compile(self.add_skip, **how)
+        self.read_lanes = torch.compile(self.read_lanes, **how)
+        if self.value_embed is not None:
+            self.value_embed.compile(**how)
+        if isinstance(self.engram, EngramLogits):
+            features = torch.compile(self.engram.features, **how)
+            self.engram.features = features  # type: ignore[method-assign]
 
     def set_layer_order(self, order: Sequence[int] | None) -> None:
         """Run the blocks in this order from now on; None: the configuration's.
@@ -180,13 +186,14 @@ class GPT(nn.Module):
         return history(tokens, cache.last_tokens, cache.num_tokens)
 
     def _hidden(self, tokens: Tensor, seen: History, cache: Cache | None) -> Tensor:
-        x = rms_norm(self._layers(self._context(tokens, seen, cache), cache))
+        lanes = self._layers(self._context(tokens, seen, cache), cache)
+        x = self.read_lanes(lanes, self.lane_merge)
         if cache is not None:
             cache.remember(tokens)
         return x
 
-    def _layers(self, context: Context, cache: Cache | None) -> Tensor:
-        """The residual stream after the last layer, (B, T, D)."""
+    def _layers(self, context: Context, cache: Cache | None) -> Lanes:
+        """The residual stream after the last layer."""
         order, weights, gates = self.layer_order, self.skip_weights, self.skip_gates
         num_encoder = len(order) // 2 if weights is not None else 0
         x: Lanes = (context.x0,)
@@ -199,7 +206,7 @@ class GPT(nn.Module):
             x = self.blocks[index](x, context, None if cache is None else cache.layers[step])
             if step < num_encoder:
                 stack.append(x)
-        return merged(x, self.lane_merge)
+        return x
 
     def _context(self, tokens: Tensor, seen: History, cache: Cache | None) -> Context:
         c = self.config
@@ -250,6 +257,11 @@ class GPT(nn.Module):
         starts = tokens == self.config.bos_token if self.config.smear_mask_bos else None
         smeared: Tensor = self.smear(x, before, starts)
         return smeared
+
+
+def read_lanes(x: Lanes, merge: Tensor | None) -> Tensor:
+    """The RMS norm of the merged stream, (B, T, D)."""
+    return rms_norm(merged(x, merge))
 
 
 def build(config: Mapping[str, Any]) -> GPT:
