@@ -43,7 +43,7 @@ class DataSection(Section):
     text: Annotated[Paths, NotPaths(WORDS)] = ()
     """Documents: .txt, .jsonl, plain or .xz or .zst, or `standard-library`. Shards are made from
     them in the run's folder."""
-    val_text: Paths = ()
+    val_text: Annotated[Paths, NotPaths(WORDS)] = ()
     """Held-out documents; none: every 20th of `text`."""
     documents_per_tokenizer: Count = 20_000
     """Most documents that a new tokenizer is trained on."""

@@ -138,7 +138,7 @@ class Record:
 
     def _write(self) -> None:
         document = {"schema": SCHEMA, **self.about, "stages": self.stages}
-        text = json.dumps(document, indent=1) + "\n"
+        text = json.dumps(document, indent=1, default=str) + "\n"  # TOML has dates
         write_atomic(self.folder / FILE, text.encode("ascii"), force=True)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from qpack import demo
 from qpack.demo import run_demo, unigram_bpb
 from qpack.errors import OutputExistsError, ResourceError
+from qpack.runs.document import Document
 from qpack.tokenizer import Tokenizer
 
 
@@ -29,10 +31,26 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_files_already_there_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "val.bin").write_bytes(b"mine")
-    with pytest.raises(OutputExistsError, match=r"val\.bin"):
+    (tmp_path / "model.pyz").write_bytes(b"mine")
+    with pytest.raises(OutputExistsError, match=r"model\.pyz"):
         run_demo(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["val.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pyz"]
+
+
+def test_what_is_given_changes_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Document] = []
+
+    def run(document: Document, folder: Path, **more: object) -> None:
+        asked.append(document)
+        raise OutputExistsError("enough")
+
+    monkeypatch.setattr(demo, "run", run)
+    for options in ({}, {"train_seconds": 5.0, "budget_bytes": 300_000}):
+        with pytest.raises(OutputExistsError, match="enough"):
+            run_demo(tmp_path, **options)
+    plain, changed = (document.tables for document in asked)
+    assert (plain["loop"]["max_seconds"], plain["pack"]["budget"]) == (120, 400_000)
+    assert (changed["loop"]["max_seconds"], changed["pack"]["budget"]) == (5.0, 300_000)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,16 +9,17 @@ from typing import Any
 
 from qpack.device import choose
 from qpack.errors import ConfigError
+from qpack.plugins import did_you_mean
 from qpack.progress import Progress
 from qpack.training import Checked, Trained, TrainRequest
 
 from ..config import WORDS, TrainConfig
+from ..data.documents import expand
 from ..loop import TrainResult
 from ..loop import train as train_model
 from ..resume import saved_step, settings
 
 TABLES = TrainConfig
-
 
 
 def check(request: TrainRequest) -> Checked:
@@ -28,10 +28,17 @@ def check(request: TrainRequest) -> Checked:
     choose(config.loop.device)
     files: dict[str, Path] = {}
     gone = []
-    for key, paths in _data(config):
-        found = [path for pattern in paths for path in _matches(pattern)]
-        gone += [f"data.{key}: {pattern}" for pattern in paths if not _matches(pattern)]
-        files |= {f"data.{key}.{i}": path for i, path in enumerate(found)}
+    for key, patterns in _data(config):
+        found = {
+            pattern: [path for path in expand(pattern) if path.is_file()] for pattern in patterns
+        }
+        gone += [
+            f"data.{key}: {pattern}{did_you_mean(pattern.name, WORDS)}"
+            for pattern, paths in found.items()
+            if not paths
+        ]
+        paths = [path for paths in found.values() for path in paths]
+        files |= {f"data.{key}.{i}": path for i, path in enumerate(paths)}
     if gone:
         raise ConfigError("no such file", items=gone)
     return Checked(settings=settings(config), files=files)
@@ -66,14 +73,6 @@ def _data(config: TrainConfig) -> Iterator[tuple[str, Sequence[Path]]]:
         value = getattr(config.data, key)
         paths = (value,) if isinstance(value, Path) else value or ()
         yield key, [path for path in paths if str(path) not in WORDS]
-
-
-def _matches(pattern: Path) -> list[Path]:
-    """Files of a path or pattern, in order."""
-    if pattern.is_file():
-        return [pattern]
-    found = [Path(name) for name in sorted(glob.glob(str(pattern)))]  # noqa: PTH207 also absolute
-    return [path for path in found if path.is_file()]
 
 
 def _details(result: TrainResult) -> dict[str, Any]:

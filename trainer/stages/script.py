@@ -38,8 +38,8 @@ from .process import Finished, Program, run_program
 
 NAME = "script"
 LOG = "script.log"
-FOLDER = "script"
-"""Where the script runs if nothing is said, in the run's folder."""
+LIVE = {"PYTHONUNBUFFERED": "1"}
+"""Else a Python script's output would come in blocks, minutes late."""
 
 State = dict[Path, tuple[int, int]]
 
@@ -56,7 +56,7 @@ class ScriptSection(GivenFiles):
     env: Mapping[str, str] = {}
     """Variables of the environment, beside ours."""
     cwd: AnyPath | None = None
-    """Folder to run in; none: a new one in the run's folder."""
+    """Folder to run in; none: the one in which qpack runs."""
     output: str
     """File of the final weights (.pt, .pth, .safetensors), from `cwd`; may be a pattern. Only a
     file that the script wrote counts, of several the last."""
@@ -114,22 +114,19 @@ def train(request: TrainRequest, *, progress: Progress) -> Trained:
     its output when it fails, takes too long or writes no weights.
     """
     section = _section(request)
-    folder = request.folder.resolve()
-    cwd = folder / FOLDER if section.cwd is None else section.cwd.resolve()
-    if section.cwd is None:
-        cwd.mkdir(exist_ok=True)
+    cwd = (section.cwd or Path()).resolve()
+    log = request.folder / LOG
     program = Program(
         command=_command(section),
         cwd=cwd,
-        env={**os.environ, **section.env},
-        log=folder / LOG,
+        env={**os.environ, **LIVE, **section.env},
+        log=log,
         timeout_seconds=section.timeout_seconds,
     )
     if request.resume:
         progress.note("a script starts from its beginning; what it resumes is its own matter")
     before = _state(cwd, section.output)
     finished = run_program(program, progress=progress)
-    log = request.folder / LOG
     if finished.exit_code != 0:
         raise ConfigError(
             f"the script failed with exit code {finished.exit_code}",
@@ -152,7 +149,7 @@ def _command(section: ScriptSection) -> list[str]:
     if section.command is not None:
         return list(section.command)
     assert section.path is not None
-    return [sys.executable, "-u", str(section.path.resolve()), *section.args]
+    return [sys.executable, str(section.path.resolve()), *section.args]
 
 
 def _files_of_command(section: ScriptSection) -> dict[str, Path]:

@@ -52,6 +52,14 @@ torch.save({"model": model.state_dict(), "step": steps}, "final_model.pt")
 '''
 
 
+@pytest.fixture(autouse=True)
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in which qpack runs."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path / "cwd"
+
+
 def table(given: PackOptions, **changes: Any) -> dict[str, Any]:
     """`[script]` with the data of `given`; a change of None takes a key out."""
     values = {
@@ -88,7 +96,9 @@ def test_it_is_the_installed_plugin() -> None:
     assert load_trainer("script") is stage
 
 
-def test_a_training_script_from_its_file_to_the_report(given: PackOptions, tmp_path: Path) -> None:
+def test_a_training_script_from_its_file_to_the_report(
+    given: PackOptions, tmp_path: Path, cwd: Path
+) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
     vocab_size = Tokenizer.load(given.tokenizer).vocab_size
     config = tmp_path / "conf.toml"
@@ -113,7 +123,7 @@ device = "cpu"
 """)
     folder = tmp_path / "run"
     outcome = run(read_document(config), folder)
-    made = import_file(folder / "script" / "final_model.pt")
+    made = import_file(cwd / "final_model.pt")
     kept = read_checkpoint(folder / "model.safetensors")
     assert fingerprint(kept.tensors) == fingerprint(made.tensors)
     assert kept.config["rope_base"] == 5000.0
@@ -133,12 +143,12 @@ device = "cpu"
 
 
 def test_the_last_of_several_outputs(given: PackOptions, tmp_path: Path, weights: Path) -> None:
-    cwd = tmp_path / "cwd"
-    cwd.mkdir()
-    (cwd / "z_old.pt").write_bytes(b"there before")
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "z_old.pt").write_bytes(b"there before")
     command = copying(weights, "b.pt", "a.pt")
     command[-1] += "\nimport os; os.utime('b.pt', ns=(5, 5))"
-    asked = request(given, tmp_path, command=command, cwd=str(cwd), output="*.pt")
+    asked = request(given, tmp_path, command=command, cwd=str(work), output="*.pt")
     trained = stage.train(asked, progress=SILENT)
     assert trained.details["weights"] == "a.pt"
 
