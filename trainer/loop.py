@@ -1,41 +1,44 @@
-"""The training loop: entry point `reference` of `qpack.trainers`.
+"""The training loop.
 
-    loss = mean cross-entropy of the next token;  clip;  AdamW at the schedule's rate;  repeat
+    loss and gradients of the batch's parts, at quantized weights once late QAT is on;
+    clip, Muon and AdamW at the schedule's rate; averages; repeat until the budget is used
 
-Everything that can be wrong is found before the first step; only metrics are written before the
-last.
-Random choices (starting weights, order of the data) come from the config's seed alone.
+Everything that can be wrong is found before the first step. Random choices (starting weights, order
+of the data) come from the config's seed alone. Losses stay on the device until they are logged, so
+that the program never waits for it between two steps.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+import torch.distributed as dist
+from torch import Tensor
 
+from qpack import distributed
 from qpack.checkpoint import Checkpoint, write_checkpoint
-from qpack.device import choose
-from qpack.errors import ConfigError, OutputExistsError, ResourceError
-from qpack.eval.bpb import Score, score
+from qpack.distributed import rank, world_size
+from qpack.errors import ConfigError, ResourceError
+from qpack.eval.bpb import Score
 from qpack.progress import SILENT, Progress
-from qpack.tokenizer import Tokenizer
-from qpack.tokens import check_vocab, read_shard
+from qpack.tokens import sha256_file
 
+from . import resume as checkpoints
 from .config import TrainConfig
-from .data.loader import Loader
-from .data.prepare import check_source, prepare
-from .model.gpt import GPT, build
-from .model.init import initialize
-from .optimizer import lr_scale, make_optimizer, set_lr_scale
+from .interrupt import Wish, stoppable
+from .metrics import Metrics
+from .optim.schedule import lr_scale
+from .run import MODEL, Run, prepare_run, restore, score_now, snapshot, write_record
+from .ship import ship
+from .throughput import utilization
+
+DIVERGED = "lower the learning rates of [optim], clip harder, or set loop.dtype to float32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,226 +46,327 @@ class TrainResult:
     """What a run did."""
 
     checkpoint: Path
+    sha256: str
+    """of the checkpoint file"""
     steps: int
     tokens: int
-    """Targets trained on."""
+    """Targets trained on, over all ranks."""
     seconds: float
-    """Wall clock of the steps, validation not counted."""
+    """Wall clock of the steps."""
+    tokens_per_second: float
+    mfu: float | None
     loss: float
     """Mean training loss since the last logged step, nats a token."""
     score: Score | None
-    """Of the final model; None without a validation shard."""
+    """Of the shipped weights; None without validation tokens."""
+    shipped: str
+    """`last`, `ema`, `swa` or `mixture`"""
+    tokenizer: Path
+    train: tuple[Path, ...]
+    """Training shards, in the order in which they are read."""
+    val: tuple[Path, ...]
     device: str
     dtype: str
 
 
-@dataclass(slots=True)
-class _Run:
-    """A run under way."""
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> TrainResult:
+    """Train a GPT as `config` says; its checkpoint, record, metrics and data go to `folder`.
 
-    config: TrainConfig
-    model: GPT
-    tokenizer: Tokenizer
-    loader: Loader
-    val: Any  # (tokens,) uint16, or None
-    device: torch.device
-    dtype: torch.dtype
-    progress: Progress
-    metrics: TextIO | None = None
-    steps: int = 0
-    seconds: float = 0.0
-
-    @property
-    def done(self) -> float:
-        """Part of the budget used, 0 to 1."""
-        steps, seconds = self.config.max_steps, self.config.max_seconds
-        parts = (self.steps / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
-        return min(1.0, max(parts))
-
-    def log(self, **row: float) -> None:
-        """Add a line to the metrics."""
-        if self.metrics is not None:
-            self.metrics.write(json.dumps({"step": self.steps, "seconds": self.seconds} | row))
-            self.metrics.write("\n")
-            self.metrics.flush()
-
-
-def train(config: TrainConfig | Mapping[str, Any], *, progress: Progress = SILENT) -> TrainResult:
-    """Train a GPT as `config` (or the fields of one) says and write its checkpoint.
-
-    Raises `ConfigError`, `DataError`, `SetupError` or `OutputExistsError` before the first step,
-    and `ConfigError` when the loss stops being finite (then nothing is written).
+    Raises `QpackError` before the first step for everything that can be checked. In the midst of
+    training: `ConfigError` when the loss stops being finite, `ResourceError` when memory is short,
+    `KeyboardInterrupt` when it was asked to stop; the last checkpoint stays, to resume from.
     """
-    config = config if isinstance(config, TrainConfig) else TrainConfig.from_mapping(config)
-    run = _prepare(config, progress)
-    with contextlib.ExitStack() as stack:
-        if config.metrics is not None:
-            run.metrics = stack.enter_context(_open_metrics(config.metrics))
-        loss, last = _steps(run)
-        return _finish(run, loss, last)
+    with distributed.session(), memory_advice(config):
+        run = prepare_run(config, folder, resume=resume, force=force, progress=progress)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(run.batches)
+            metrics = None
+            if rank() == 0:
+                metrics = stack.enter_context(
+                    Metrics(
+                        folder,
+                        tensorboard=config.loop.tensorboard,
+                        after=run.clock.steps if resume else -1,
+                    )
+                )
+            warm_up(run)
+            loss = _Loop(run, metrics).run()
+            return _finish(run, metrics, loss)
 
 
-def _steps(run: _Run) -> tuple[float, Score | None]:
-    """Train to the end of the budget: the last logged loss and the last validation."""
-    config = run.config
-    optimizer = make_optimizer(run.model, config)
-    timed = config.max_seconds is not None
-    loss, last, due = math.nan, None, 1
-    pending: list[Tensor] = []
-    with run.progress.stage(
-        "train",
-        total=config.max_seconds if timed else config.max_steps,
-        unit="s" if timed else "steps",
-    ) as task:
-        while run.done < 1.0:
-            began = time.perf_counter()
-            rate = lr_scale(
-                run.steps, run.done, warmup_steps=config.warmup_steps, warmdown=config.warmdown
-            )
-            set_lr_scale(optimizer.param_groups, rate)
-            pending.append(_step(run, optimizer))
-            run.steps += 1
-            if run.steps % config.log_every == 0:
-                loss = _mean(run, pending)
-                run.log(loss=loss, lr_scale=rate)
-            spent = time.perf_counter() - began
-            run.seconds += spent
-            known = f", loss {loss:.3f}" if math.isfinite(loss) else ""
-            task.advance(spent if timed else 1.0, note=f"step {run.steps}{known}")
-            if run.done >= due / config.validations:
-                due += 1
-                last = _validate(run)
-    return (_mean(run, pending) if pending else loss), last
-
-
-def _prepare(config: TrainConfig, progress: Progress) -> _Run:
-    """Load and check everything that the run needs."""
-    device, reason = choose(config.device)
-    model = build({"train_seq_len": config.sequence} | dict(config.model))
-    _check_outputs(config)
-    if config.text is not None and config.val is not None:
-        prepare(
-            config.text,
-            tokenizer=config.tokenizer,
-            train=config.train,
-            val=config.val,
-            vocab_size=model.vocab_size,
-            force=config.force,
-            progress=progress,
-        )
-    tokenizer = Tokenizer.load(config.tokenizer)
-    tokenizer.check_model(model.vocab_size)
-    tokens = read_shard(config.train)
-    check_vocab(tokens, model.vocab_size, config.train)
-    val = None
-    if config.val is not None:
-        val = read_shard(config.val)
-        check_vocab(val, model.vocab_size, config.val)
-    loader = Loader(tokens, sequence=config.sequence, batch=config.batch, seed=config.seed)
-    progress.note(f"training on {device} ({reason})")
-    initialize(model, torch.Generator().manual_seed(config.seed))
-    half = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
-    return _Run(
-        config=config,
-        model=model.to(device),
-        tokenizer=tokenizer,
-        loader=loader,
-        val=val,
-        device=device,
-        dtype=torch.bfloat16 if half else torch.float32,
-        progress=progress,
-    )
-
-
-def _check_outputs(config: TrainConfig) -> None:
-    """Raise unless every output can be written, before anything slow."""
-    if config.text is not None:
-        check_source(config.text)
-    existing = [str(path) for path in config.outputs if path.exists()]
-    if existing and not config.force:
-        raise OutputExistsError("output exists", items=existing, hint="use --force to overwrite")
-    lost = [str(path) for path in config.outputs if not path.parent.is_dir()]
-    if lost:
-        raise ConfigError("no folder to write these files in", items=lost)
-
-
-def _open_metrics(path: Path) -> TextIO:
+@contextlib.contextmanager
+def memory_advice(config: TrainConfig) -> Iterator[None]:
+    """Turn running out of memory into an error that names the knob."""
     try:
-        return path.open("w", encoding="ascii")
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error.strerror}") from error
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _is_shortage(error):
+            raise
+        loop = config.loop
+        raise ResourceError(
+            "out of memory in training",
+            items=[str(error).strip().partition("\n")[0]],
+            hint=f"raise loop.accumulate (now {loop.accumulate}), or lower loop.batch_tokens"
+            f" ({loop.batch_tokens:,}) or loop.sequence ({loop.sequence:,})",
+        ) from error
 
 
-def _step(run: _Run, optimizer: torch.optim.Optimizer) -> Tensor:
-    """One step of the optimizer; the loss before it, on the device."""
-    inputs, targets = (part.to(run.device) for part in run.loader.batch(run.steps))
-    with _autocast(run):
-        logits = run.model(inputs)
-    loss = cross_entropy(logits.flatten(0, 1), targets.flatten())
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+def _is_shortage(error: BaseException) -> bool:
+    """torch's CPU allocator raises a plain RuntimeError."""
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
 
 
-def _autocast(run: _Run) -> contextlib.AbstractContextManager[Any]:
-    if run.dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(run.device.type, dtype=run.dtype)
+def warm_up(run: Run) -> None:
+    """Compile everything before the clock starts, then put every weight back."""
+    if not run.passes.compiled:
+        return
+    before = snapshot(run)
+    orders = [tuple(range(run.model.config.num_layers)), *(p.layer_order for p in run.config.phase)]
+    run.passes.warm_up(
+        list(dict.fromkeys(orders)) if run.config.phase else [None],
+        lambda: run.parts(0),
+        progress=run.progress,
+    )
+    run.passes(run.parts(0))
+    run.optimizers.step(lr_scale=0.0, step=0)
+    restore(run, before)
 
 
-def _mean(run: _Run, pending: list[Tensor]) -> float:
-    """Mean of the losses not logged yet, which it takes. Raises when it is not finite."""
-    loss = float(torch.stack(pending).mean())
-    if not math.isfinite(loss):
-        raise ConfigError(
-            f"the loss became {loss} between steps {run.steps - len(pending) + 1} and {run.steps}",
-            hint="lower matrix_lr, embedding_lr and scalar_lr, or clip harder",
+class _Loop:
+    """The steps of a run."""
+
+    def __init__(self, run: Run, metrics: Metrics | None) -> None:
+        self.run_state = run
+        self.metrics = metrics
+        self.loss = math.nan
+        self.logged = run.clock.steps
+        self.logged_seconds = run.clock.seconds
+        self.good: int | None = None if not run.clock.steps else run.clock.steps
+
+    def run(self) -> float:
+        """Train to the end of the budget; the last logged loss."""
+        run = self.run_state
+        timed = run.clock.max_seconds is not None
+        total = run.clock.max_seconds if timed else run.clock.max_steps
+        with (
+            stoppable(run.progress) as wish,
+            run.progress.stage("train", total=total, unit="s" if timed else "steps") as task,
+        ):
+            task.advance(run.clock.seconds if timed else run.clock.steps)
+            run.clock.start()
+            while run.clock.progress < 1.0:
+                before = run.clock.seconds
+                self._step(wish)
+                task.advance(run.clock.seconds - before if timed else 1.0, note=self._note())
+            run.clock.pause()
+        if run.pending:
+            self._look(rate=None)
+        return self.loss
+
+    def _step(self, wish: Wish) -> None:
+        run, step = self.run_state, self.run_state.clock.steps
+        done = run.clock.progress
+        rate = lr_scale(
+            run.config.schedule, step=step, progress=done, steps_left=run.clock.steps_left
         )
-    pending.clear()
-    return loss
+        run.model.set_layer_order(run.order)
+        quantized: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if run.qat is not None:
+            if run.qat.on_step(step, done, rate):
+                self._log(step, qat_mean_error=run.qat.mean_error())
+            quantized = run.qat.quantized()
+        with quantized:
+            run.pending.append(run.passes(run.parts(step)))
+        run.optimizers.step(lr_scale=rate, step=step)
+        run.averages.update(step=step, progress=done, lr_scale=rate)
+        stop = run.clock.tick(stop=wish.stop)
+        if run.clock.steps % run.config.loop.log_every == 0:
+            self._look(rate=rate)
+        if stop:
+            self._save()
+            raise KeyboardInterrupt
+        self._pauses(done)
+
+    def _pauses(self, before: float) -> None:
+        """What happens now and then between steps, off the clock."""
+        run, loop = self.run_state, self.run_state.config.loop
+        every = loop.checkpoint_every
+        if every and run.clock.steps % every == 0:
+            self._save()
+        parts = loop.validations
+        due = int(run.clock.progress * parts) > int(before * parts)
+        if due and run.clock.progress < 1.0 and run.validation is not None:
+            run.clock.pause()
+            got = score_now(run)
+            self._log(run.clock.steps, val_bpb=got.bpb, weights="last")
+            run.progress.note(f"step {run.clock.steps}: validation {got.bpb:.4f} bits per byte")
+            run.clock.start()
+
+    def _save(self) -> None:
+        """A checkpoint to resume from, if every loss so far is finite."""
+        run = self.run_state
+        run.clock.pause()
+        self._check()
+        self._check_weights()
+        saved = snapshot(run)
+        if rank() == 0:
+            checkpoints.save(run.folder, saved, run.known)
+        self.good = run.clock.steps
+        run.clock.start()
+
+    def _look(self, *, rate: float | None) -> None:
+        """Log the mean of the losses since the last look, and the speed."""
+        run = self.run_state
+        losses = self._check()
+        run.pending.clear()
+        self.loss = float(losses.mean())
+        steps, seconds = run.clock.steps - self.logged, run.clock.seconds - self.logged_seconds
+        self.logged, self.logged_seconds = run.clock.steps, run.clock.seconds
+        speed = steps * run.config.loop.batch_tokens / seconds if seconds else 0.0
+        self.speed, self.mfu = speed, mfu_of(run, speed)
+        values: dict[str, Any] = {"loss": self.loss}
+        if rate is not None:
+            values["lr_scale"] = rate
+        self._log(run.clock.steps, **values, tokens_per_second=round(speed, 1), mfu=self.mfu)
+
+    def _check(self) -> Tensor:
+        """Losses not logged yet, means over ranks, on the CPU. Raises when one is not finite."""
+        run = self.run_state
+        losses = torch.stack(run.pending).double() if run.pending else torch.zeros(0)
+        if world_size() > 1 and len(losses):
+            dist.all_reduce(losses := losses.cpu())
+            losses /= world_size()
+        losses = losses.cpu()
+        bad = torch.nonzero(~losses.isfinite()).flatten()
+        if len(bad):
+            step = run.clock.steps - len(losses) + int(bad[0])
+            raise ConfigError(
+                f"the loss became {float(losses[bad[0]])} at step {step + 1}",
+                items=[f"batch: {run.loader.describe(step)}", self._kept()],
+                hint=DIVERGED,
+            )
+        return losses
+
+    def _check_weights(self) -> None:
+        """Raises where a weight is not finite: the losses would be, one step later."""
+        run = self.run_state
+        finite = torch.stack([p.detach().isfinite().all() for p in run.model.parameters()])
+        if not bool(finite.all()):
+            named = zip(run.model.named_parameters(), finite.tolist(), strict=True)
+            bad = [name for (name, _), good in named if not good]
+            raise ConfigError(
+                f"weights are not finite after step {run.clock.steps}",
+                items=[*bad, self._kept()],
+                hint=DIVERGED,
+            )
+
+    def _kept(self) -> str:
+        if self.good is None:
+            return "no checkpoint was kept: set loop.checkpoint_every"
+        return f"the checkpoint of step {self.good} is kept"
+
+    def _log(self, step: int, **values: Any) -> None:
+        if self.metrics is not None:
+            clock = self.run_state.clock
+            self.metrics.log(step, clock.seconds, **values)
+
+    def _note(self) -> str:
+        """The live line: the progress bar adds the time left."""
+        run = self.run_state
+        parts = [f"step {run.clock.steps:,}"]
+        if math.isfinite(self.loss):
+            parts += [f"loss {self.loss:.3f}", f"{self.speed:,.0f} tokens/s"]
+            if self.mfu is not None:
+                parts.append(f"MFU {self.mfu:.1%}")
+        return ", ".join(parts)
+
+    speed: float = 0.0
+    mfu: float | None = None
 
 
-def _validate(run: _Run) -> Score | None:
-    """Bits per byte of the model as it is; its time does not count as training."""
-    if run.val is None:
-        return None
-    got = score(
-        run.model,
-        run.val,
-        run.tokenizer,
-        window=run.config.sequence,
-        max_tokens=run.config.val_tokens,
-        device=run.device,
-    )
-    run.log(val_bpb=got.bpb)
-    run.progress.note(f"step {run.steps}: validation {got.bpb:.4f} bits per byte")
-    return got
+def mfu_of(run: Run, tokens_per_second: float) -> float | None:
+    """Model flops utilisation of each rank's device at that speed over all ranks."""
+    flops = run.model.num_matrix_flops(run.config.loop.sequence)
+    return utilization(tokens_per_second / world_size(), flops, run.device, run.dtype)
 
 
-def _finish(run: _Run, loss: float, last: Score | None) -> TrainResult:
-    """Write the checkpoint."""
-    config = run.config
-    write_checkpoint(
-        config.out,
-        Checkpoint(
-            tensors={name: t.detach().cpu() for name, t in run.model.state_dict().items()},
-            architecture="gpt",
-            config=run.model.config.to_dict(),
-            aliases={},
-            name=config.out.stem,
-            tokenizer_sha256=run.tokenizer.sha256,
-        ),
-        force=config.force,
-    )
-    return TrainResult(
-        checkpoint=config.out,
-        steps=run.steps,
-        tokens=run.steps * config.batch * config.sequence,
-        seconds=run.seconds,
+def _finish(run: Run, metrics: Metrics | None, loss: float) -> TrainResult:
+    """Ship: choose the weights, score them, write the checkpoint and the record."""
+    config, clock = run.config, run.clock
+    run.model.set_layer_order(None)
+    choice = ship(run)
+    run.model.load_state_dict(choice.tensors)
+    score = None if run.validation is None else score_now(run)
+    path = run.folder / MODEL
+    if rank() == 0:
+        tensors = {name: t.detach().cpu() for name, t in run.model.state_dict().items()}
+        write_checkpoint(
+            path,
+            Checkpoint(
+                tensors=tensors,
+                architecture="gpt",
+                config=run.model.config.to_dict(),
+                aliases={},
+                name=run.folder.name,
+                tokenizer_sha256=run.tokenizer.sha256,
+            ),
+            force=True,
+        )
+    if world_size() > 1:
+        dist.barrier()
+    speed = clock.steps * config.loop.batch_tokens / clock.seconds if clock.seconds else 0.0
+    result = TrainResult(
+        checkpoint=path,
+        sha256=sha256_file(path),
+        steps=clock.steps,
+        tokens=clock.steps * config.loop.batch_tokens,
+        seconds=clock.seconds,
+        tokens_per_second=speed,
+        mfu=mfu_of(run, speed),
         loss=loss,
-        score=last,
+        score=score,
+        shipped=choice.name,
+        tokenizer=run.data.tokenizer,
+        train=tuple(run.data.train),
+        val=tuple(run.data.val),
         device=str(run.device),
         dtype=str(run.dtype).removeprefix("torch."),
     )
+    if metrics is not None:
+        _record(run, metrics, result, choice.rows)
+    return result
+
+
+def _record(run: Run, metrics: Metrics, result: TrainResult, rows: list[dict[str, Any]]) -> None:
+    """Add the outcome to the metrics and to `train.json`."""
+    if result.score is not None:
+        for row in rows:
+            metrics.log(result.steps, result.seconds, val_bpb=row["bpb"], weights=row["weights"])
+        run.progress.note(
+            f"step {result.steps:,}: validation {result.score.bpb:.4f} bits per byte,"
+            f" shipped weights: {result.shipped}"
+        )
+    score = result.score
+    run.record["result"] = {
+        "sha256": result.sha256,
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens_per_second,
+        "mfu": result.mfu,
+        "loss": result.loss,
+        "shipped": result.shipped,
+        "candidates": rows,
+        "score": None
+        if score is None
+        else {"nats": score.nats, "bytes": score.bytes, "tokens": score.tokens, "bpb": score.bpb},
+    }
+    write_record(run)

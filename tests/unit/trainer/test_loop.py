@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,164 +15,357 @@ import torch
 from qpack.checkpoint import build_model, read_checkpoint
 from qpack.errors import ConfigError, DataError, OutputExistsError, ResourceError
 from qpack.eval.bpb import score
-from qpack.plugins import TRAINERS, load_plugin
+from qpack.progress import Silent, Task
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard, sha256_file, write_shard
-from qpack.trainer.data import prepare
-from qpack.trainer.data.shards import tokenize
-from qpack.trainer.loop import train
+from qpack.trainer import loop
+from qpack.trainer.model.gpt import GPT
+
+from .runs import metrics, run, tables, write_text
 
 
 @pytest.fixture(scope="module")
 def shard(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, sentences: list[str]
 ) -> Path:
-    path = tmp_path_factory.mktemp("shard") / "text.bin"
-    write_shard(path, tokenize(sentences * 30, tokenizer))
-    return path
+    return write_text(tmp_path_factory.mktemp("shard") / "text.bin", sentences * 30, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def val(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, sentences: list[str]
+) -> Path:
+    return write_text(tmp_path_factory.mktemp("val") / "val.bin", sentences[::-1] * 6, tokenizer)
 
 
 @pytest.fixture
-def config(tmp_path: Path, shard: Path, tokenizer_path: Path) -> dict[str, Any]:
-    return {
-        "model": {
-            "vocab_size": 384,
-            "num_layers": 2,
-            "model_dim": 32,
-            "num_heads": 2,
-            "num_kv_heads": 1,
-        },
-        "train": shard,
-        "tokenizer": tokenizer_path,
-        "out": tmp_path / "model.safetensors",
-        "max_steps": 40,
-        "sequence": 32,
-        "batch": 4,
-        "warmup_steps": 4,
-        "device": "cpu",
-    }
+def config(shard: Path, tokenizer_path: Path) -> dict[str, Any]:
+    return tables(shard, tokenizer_path)
+
+
+def changed(config: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    merged = dict(config)
+    for name, values in sections.items():
+        merged[name] = values if isinstance(values, list) else {**config.get(name, {}), **values}
+    return merged
+
+
+EVERYTHING: dict[str, Any] = {
+    "model": {"smear_gate": True, "bigram_vocab_size": 64, "bigram_dim": 8, "num_layers": 4},
+    "optim": {"normalize": "rows", "precondition": "mousse-kronecker"},
+    "data": {"curriculum": 0.1},
+    "average": {"ema_decay": 0.9, "swa_every": 2, "swa_below": 0.9, "ship": "mixture"},
+    "qat": {"start_progress": 0.5, "soft_rounding": [1.0, 16.0]},
+    "pack": {"budget": 60_000},
+    "phase": [{"at": 0.3, "layer_order": [0, 1, 2, 1, 2, 3]}],
+}
+"""State of every kind that a run can have."""
 
 
 def test_it_learns_and_the_checkpoint_is_what_was_scored(
-    config: dict[str, Any], shard: Path, tokenizer: Tokenizer
+    config: dict[str, Any], shard: Path, val: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    result = train(config | {"val": shard, "val_tokens": 500})
+    config = changed(
+        config, data={"val": [val]}, loop={"max_steps": 60, "val_tokens": 500, "log_every": 10}
+    )
+    result = run(config, tmp_path / "run")
     counts = np.bincount(read_shard(shard), minlength=384) + 1e-9
     frequencies = counts / counts.sum()
     unigram = -float((frequencies * np.log(frequencies)).sum())
     assert result.loss < unigram - 1.0
-    assert (result.steps, result.tokens, result.device) == (40, 40 * 4 * 32, "cpu")
+    assert (result.steps, result.tokens, result.device) == (60, 60 * 128, "cpu")
     checkpoint = read_checkpoint(result.checkpoint)
     assert checkpoint.architecture == "gpt"
     assert checkpoint.config["train_seq_len"] == 32
-    model = build_model(checkpoint)
-    again = score(model, read_shard(shard), tokenizer, window=32, max_tokens=500)
+    again = score(build_model(checkpoint), read_shard(val), tokenizer, window=32, max_tokens=500)
     assert result.score is not None
-    assert again.nats == result.score.nats
-
-
-def test_it_is_the_plugin() -> None:
-    assert load_plugin(TRAINERS, "reference") is train
+    assert again.nats == pytest.approx(result.score.nats, rel=1e-12)
+    assert result.sha256 == sha256_file(result.checkpoint)
 
 
 def test_same_seed_same_file_and_no_global_state(config: dict[str, Any], tmp_path: Path) -> None:
-    config |= {"max_steps": 6}
     before = torch.get_rng_state()
-    train(config)
+    first = run(config, tmp_path / "a")
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
-    train(config | {"out": tmp_path / "b.safetensors"})
-    train(config | {"out": tmp_path / "c.safetensors", "seed": 1})
-    first, second, third = (
-        sha256_file(tmp_path / name)
-        for name in ("model.safetensors", "b.safetensors", "c.safetensors")
-    )
-    assert first == second != third
+    again = run(config, tmp_path / "b")
+    other = run(changed(config, loop={"seed": 1}), tmp_path / "c")
+    assert sha256_file(first.checkpoint) != sha256_file(other.checkpoint)
+    tensors = [read_checkpoint(result.checkpoint).tensors for result in (first, again)]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
-def test_metrics_are_lines_of_json(config: dict[str, Any], tmp_path: Path, shard: Path) -> None:
-    metrics = tmp_path / "metrics.jsonl"
-    extra = {"metrics": metrics, "val": shard, "val_tokens": 64, "validations": 2}
-    train(config | extra | {"max_steps": 20})
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [row["step"] for row in rows if "loss" in row] == [10, 20]
-    assert [row["step"] for row in rows if "val_bpb" in row] == [10, 20]
+class StopsAfter(Silent):
+    """Asks the run to stop, as Ctrl-C does, after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    @contextmanager
+    def stage(self, name: str, *, total: float | None = None, unit: str = "") -> Iterator[Task]:
+        left = self.steps if name == "train" else -1
+
+        class Counter:
+            def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+                nonlocal left
+                left -= bool(note)
+                if left == 0:
+                    signal.raise_signal(signal.SIGINT)
+
+        yield Counter()
+
+
+@pytest.mark.parametrize("sections", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("steps", [1, 4, 7, 11])
+def test_interrupted_and_resumed_is_as_if_nothing_had_been(
+    config: dict[str, Any], sections: dict[str, Any], steps: int, tmp_path: Path
+) -> None:
+    config = changed(config, **sections)
+    whole = run(config, tmp_path / "whole" / "run")
+    folder = tmp_path / "parts" / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(config, folder, progress=StopsAfter(steps))
+    assert not (folder / "model.safetensors").exists()
+    parts = run(config, folder, resume=True)
+    assert parts.steps == whole.steps
+    assert sha256_file(parts.checkpoint) == sha256_file(whole.checkpoint)
+    lines = [
+        [(row["step"], row["loss"]) for row in metrics(path) if "loss" in row]
+        for path in (tmp_path / "whole" / "run", folder)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_ctrl_c_leaves_signals_as_they_were(config: dict[str, Any], tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run", progress=StopsAfter(2))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_resume_with_changes_is_refused_and_names_them(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(config, folder, progress=StopsAfter(3))
+    other = changed(config, loop={"seed": 5}, optim={"matrix_lr": 0.03})
+    with pytest.raises(ConfigError, match="another configuration") as caught:
+        run(other, folder, resume=True)
+    assert caught.value.items == ("optim.matrix_lr: 0.02 -> 0.03", "loop.seed: 0 -> 5")
+    data = tmp_path / "text.bin"
+    write_shard(data, read_shard(config["data"]["train"][0])[:-1])
+    with pytest.raises(ConfigError) as caught:
+        run(changed(config, data={"train": [data]}), folder, resume=True)
+    assert [item.partition(":")[0] for item in caught.value.items] == ["data file 0 (text.bin)"]
+
+
+def test_metrics_are_lines_of_json(config: dict[str, Any], tmp_path: Path, val: Path) -> None:
+    config = changed(config, data={"val": [val]}, loop={"val_tokens": 64, "validations": 3})
+    run(config, tmp_path / "run")
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "loss" in row] == [3, 6, 9, 12]
+    assert [row["step"] for row in rows if "val_bpb" in row] == [4, 8, 12]
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
+    assert all(row["tokens_per_second"] > 0 for row in rows if "loss" in row)
 
 
-def test_a_budget_of_time(config: dict[str, Any]) -> None:
-    result = train(config | {"max_steps": None, "max_seconds": 0.3})
+def test_the_record_says_what_the_run_was(
+    config: dict[str, Any], tmp_path: Path, val: Path
+) -> None:
+    result = run(changed(config, data={"val": [val]}), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert record["config"]["optim"]["matrix_lr"] == 0.02
+    assert record["model"]["model_dim"] == 32
+    assert record["packages"]["torch"]
+    assert record["result"]["sha256"] == result.sha256
+    assert result.score is not None
+    assert record["result"]["score"]["bpb"] == result.score.bpb
+
+
+def test_late_qat_switches_on_and_says_how_far_the_weights_are(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    sections = {"qat": {"start_progress": 0.5}, "pack": {"budget": 60_000}}
+    run(changed(config, **sections), tmp_path / "on")
+    run(config, tmp_path / "off")
+    (row,) = [row for row in metrics(tmp_path / "on") if "qat_mean_error" in row]
+    assert row["step"] == 6
+    assert all(0 < error < 0.1 for error in row["qat_mean_error"].values())
+    losses = [
+        {row["step"]: row["loss"] for row in metrics(tmp_path / name) if "loss" in row}
+        for name in ("on", "off")
+    ]
+    assert losses[0][6] == losses[1][6]
+    assert losses[0][9] != losses[1][9]
+
+
+def test_gradients_do_not_depend_on_how_a_batch_is_cut(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    results = [
+        run(changed(config, loop={"accumulate": parts}), tmp_path / str(parts))
+        for parts in (1, 2, 4)
+    ]
+    tensors = [read_checkpoint(result.checkpoint).tensors for result in results]
+    for other in tensors[1:]:
+        for name, tensor in tensors[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_phases_run_in_their_order(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = GPT.set_layer_order
+
+    def record(self: GPT, order: Any) -> None:
+        seen.append(order if order is None else tuple(order))
+        original(self, order)
+
+    monkeypatch.setattr(GPT, "set_layer_order", record)
+    phases = [
+        {"at": 0.25, "layer_order": [0, 1, 1]},
+        {"step": 9, "layer_order": [0, 1, 0, 1]},
+    ]
+    result = run(changed(config, phase=phases), tmp_path / "run")
+    assert seen == [(0, 1)] * 3 + [(0, 1, 1)] * 6 + [(0, 1, 0, 1)] * 3 + [None]
+    assert read_checkpoint(result.checkpoint).config["layer_order"] == [0, 1, 0, 1]
+
+
+def test_a_budget_of_time(config: dict[str, Any], tmp_path: Path) -> None:
+    config = changed(config, loop={"max_steps": None, "max_seconds": 0.4, "reserve_seconds": 0.1})
+    result = run(config, tmp_path / "run")
     assert result.steps >= 1
     assert 0.3 <= result.seconds < 30
     assert math.isfinite(result.loss)
 
 
-def test_the_first_budget_reached_ends_the_run(config: dict[str, Any]) -> None:
-    assert train(config | {"max_steps": 3, "max_seconds": 600.0}).steps == 3
+@pytest.mark.parametrize("ship", ["last", "ema", "swa", "mixture"])
+def test_what_is_shipped(config: dict[str, Any], ship: str, tmp_path: Path, val: Path) -> None:
+    average = {"ema_decay": 0.9, "swa_every": 1, "swa_below": 1.0, "ship": ship, "mix": 0.25}
+    config = changed(config, average=average, data={"val": [val]}, loop={"val_tokens": 64})
+    result = run(config, tmp_path / "run")
+    assert result.shipped == ship
+    rows = {row["weights"]: row["val_bpb"] for row in metrics(tmp_path / "run") if "weights" in row}
+    assert set(rows) == {"last", "ema", "swa", "mixture"}
+    assert len(set(rows.values())) == 4
+    assert result.score is not None
+    assert rows[ship] == pytest.approx(result.score.bpb, rel=1e-12)
 
 
-def test_bfloat16_keeps_float32_weights(config: dict[str, Any]) -> None:
-    result = train(config | {"max_steps": 3, "dtype": "bfloat16"})
+def test_the_best_after_quantization_is_shipped(
+    config: dict[str, Any], tmp_path: Path, val: Path
+) -> None:
+    config = changed(
+        config,
+        average={"ema_decay": 0.9, "ship": "best"},
+        data={"val": [val]},
+        loop={"val_tokens": 64, "select_tokens": 256},
+        pack={"budget": 60_000},
+    )
+    result = run(config, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    rows = {row["weights"]: row["select_bpb_quantized"] for row in record["result"]["candidates"]}
+    assert result.shipped == min(rows, key=lambda name: rows[name])
+
+
+def test_bfloat16_keeps_float32_weights(config: dict[str, Any], tmp_path: Path) -> None:
+    result = run(changed(config, loop={"dtype": "bfloat16"}), tmp_path / "run")
     assert result.dtype == "bfloat16"
     tensors = read_checkpoint(result.checkpoint).tensors
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
-def test_a_loss_that_is_not_finite_stops_and_writes_nothing(config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="loss became nan between steps"):
-        train(config | {"matrix_lr": 1e30, "embedding_lr": 1e30, "scalar_lr": 1e30})
-    assert not config["out"].exists()
-
-
-def test_bad_input_is_found_before_anything_is_written(
-    config: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("every", "message", "kept"),
+    [
+        (2, "weights are not finite after step 8", "the checkpoint of step 6 is kept"),
+        (7, "the loss became nan at step 9", "the checkpoint of step 7 is kept"),
+        (0, "the loss became nan at step 9", "no checkpoint was kept: set loop.checkpoint_every"),
+    ],
+)
+def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(
+    config: dict[str, Any],
+    every: int,
+    message: str,
+    kept: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = tmp_path / "new"
-    folder.mkdir()
-    config |= {"out": folder / "m.safetensors", "metrics": folder / "m.jsonl"}
+    original = loop.lr_scale
+
+    def breaks(section: Any, *, step: int, **keys: Any) -> float:
+        return math.inf if step == 7 else original(section, step=step, **keys)
+
+    monkeypatch.setattr(loop, "lr_scale", breaks)
+    folder = tmp_path / "run"
+    with pytest.raises(ConfigError, match=message) as caught:
+        run(changed(config, loop={"checkpoint_every": every}), folder)
+    assert caught.value.items[-1] == kept
+    if "loss" in message:
+        assert caught.value.items[0].startswith("batch: ")
+    assert not (folder / "model.safetensors").exists()
+    if every:
+        state = json.loads((folder / "checkpoint" / "state.json").read_text())
+        assert f"step {state['steps']} is" in kept
+
+
+def test_short_memory_names_the_knob(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **keys: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("qpack.trainer.step.Passes.__call__", fail)
+    with pytest.raises(ResourceError, match="out of memory in training") as caught:
+        run(config, tmp_path / "run")
+    assert "loop.accumulate (now 1)" in str(caught.value.hint)
+
+
+def test_another_failure_is_not_called_a_lack_of_memory(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **keys: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("qpack.trainer.step.Passes.__call__", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(config, tmp_path / "run")
+
+
+def test_bad_input_is_found_before_the_first_step(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **keys: Any) -> None:
+        raise AssertionError("a step was made")
+
+    monkeypatch.setattr("qpack.trainer.step.Passes.__call__", fail)
     beyond = tmp_path / "beyond.bin"
     write_shard(beyond, np.full(100, 384, dtype=np.uint16))
     short = tmp_path / "short.bin"
     write_shard(short, np.ones(40, dtype=np.uint16))
-    for change, error, message in (
-        ({"model": config["model"] | {"vocab_size": 300}}, DataError, "384 tokens, the model 300"),
-        ({"model": config["model"] | {"layers": 3}}, ConfigError, "layers: unknown"),
-        ({"train": beyond}, DataError, "beyond the vocabulary"),
-        ({"val": beyond}, DataError, "beyond the vocabulary"),
-        ({"train": short}, DataError, "too few"),
-        ({"train": tmp_path / "missing.bin"}, DataError, "cannot read"),
-        ({"out": tmp_path / "nowhere" / "m.safetensors"}, ConfigError, "no folder"),
-        ({"text": "poems", "val": tmp_path / "v"}, ConfigError, "unknown text source"),
-        ({"device": "tpu"}, ConfigError, "unknown device"),
+    for number, (change, error, message) in enumerate(
+        (
+            ({"model": {"vocab_size": 300}}, DataError, "300"),
+            ({"model": {"layers": 3}}, ConfigError, "layers: unknown"),
+            ({"data": {"train": [beyond]}}, DataError, "beyond the vocabulary"),
+            ({"data": {"val": [beyond]}}, DataError, "beyond the vocabulary"),
+            ({"data": {"train": [short]}}, DataError, "too few"),
+            ({"data": {"train": [tmp_path / "missing.bin"]}}, DataError, "missing"),
+            ({"loop": {"device": "tpu"}}, ConfigError, "unknown device"),
+            ({"loop": {"batch_tokens": 100}}, ConfigError, "multiple of sequence"),
+        )
     ):
         with pytest.raises(error, match=message):
-            train(config | change)
-        assert not any(folder.iterdir())
+            run(changed(config, **change), tmp_path / str(number))
 
 
-def test_nothing_is_overwritten_unasked(config: dict[str, Any]) -> None:
-    config["out"].write_bytes(b"mine")
-    with pytest.raises(OutputExistsError, match=r"model\.safetensors"):
-        train(config)
-    assert config["out"].read_bytes() == b"mine"
-    train(config | {"force": True, "max_steps": 1})
-    assert read_checkpoint(config["out"]).architecture == "gpt"
-
-
-def test_metrics_that_cannot_be_written(config: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    with pytest.raises(ResourceError, match="cannot write"):
-        train(config | {"metrics": folder, "force": True})
-
-
-def test_from_text_to_checkpoint(
-    config: dict[str, Any], tmp_path: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    documents = [f"{text} Number {i}." for i in range(20) for text in sentences]
-    monkeypatch.setitem(prepare.SOURCES, "sentences", lambda: documents)
-    made = {name: tmp_path / name for name in ("train", "val", "tokenizer")}
-    result = train(config | made | {"text": "sentences", "max_steps": 2})
-    assert result.score is not None
-    assert result.score.bytes == sum(len(text.encode()) for text in documents[10::20])
+def test_nothing_is_overwritten_unasked(config: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = run(config, folder).sha256
+    with pytest.raises(OutputExistsError, match="holds a run already"):
+        run(config, folder)
+    other = run(changed(config, loop={"seed": 3}), folder, force=True)
+    assert other.sha256 != first
