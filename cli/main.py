@@ -12,6 +12,7 @@ from qpack import __version__
 
 from .bench import bench_bits, bench_codecs
 from .command import register, unwrap
+from .data import data_fineweb, data_stats, data_tokenize
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
@@ -51,6 +52,11 @@ def build() -> Any:
     register(app, "presets", presets, panel=START)
     register(app, "run", run, panel=MAKE)
     register(app, "train", train, panel=MAKE)
+    data = typer.Typer(no_args_is_help=True, help="Token shards: make, fetch or count them.")
+    register(data, "tokenize", data_tokenize)
+    register(data, "fineweb", data_fineweb)
+    register(data, "stats", data_stats)
+    app.add_typer(data, name="data", rich_help_panel=MAKE)
     register(app, "import", import_checkpoint, panel=MAKE)
     register(app, "pack", pack, panel=MAKE)
     register(app, "inspect", inspect, panel=READ)

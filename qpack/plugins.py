@@ -15,6 +15,8 @@ from qpack.errors import ConfigError, SetupError
 
 ARCHITECTURES = "qpack.architectures"
 """`build(config) -> torch.nn.Module`; must also work under `torch.device("meta")`"""
+DATA = "qpack.data"
+"""what `qpack data` runs: `tokenize`, `fineweb`, `stats`"""
 IMPORTERS = "qpack.importers"
 """`import_state(state, hints) -> (tensors, config)`"""
 PRESETS = "qpack.presets"

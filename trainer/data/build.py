@@ -16,7 +16,7 @@ from typing import Any
 
 from qpack.artifact.writer import write_atomic
 from qpack.errors import ConfigError, DataError, OutputExistsError, ResourceError
-from qpack.progress import Progress, Task
+from qpack.progress import SILENT, Progress, Task
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard, sha256_file
 
@@ -106,6 +106,35 @@ def build_data(request: Request, folder: Path, *, force: bool, progress: Progres
     }
     write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode(), force=True)
     return _built(folder, manifest | {"reused": False}, request.tokenizer)
+
+
+def tokenize_text(
+    text: Sequence[Path],
+    out: Path,
+    *,
+    val_text: Sequence[Path] = (),
+    val_every: int = HELD_OUT,
+    tokenizer: Path | None = None,
+    vocab_size: int | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+    workers: int = 0,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """`build_data` for the command line: plain values in, the manifest with paths out."""
+    request = Request(
+        text=tuple(text),
+        val_text=tuple(val_text),
+        val_every=val_every,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        shard_tokens=shard_tokens,
+        workers=workers,
+    )
+    built = build_data(request, out, force=force, progress=progress)
+    paths = {"tokenizer_path": str(built.tokenizer)}
+    lists = {TRAIN: [str(path) for path in built.train], VAL: [str(path) for path in built.val]}
+    return {**built.report, **paths, **lists}
 
 
 def _parts(request: Request) -> tuple[str, ...]:

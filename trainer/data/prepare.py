@@ -59,8 +59,8 @@ def prepare_data(
     def work() -> dict[str, Any]:
         _check_section(section)
         found = _make(section, vocab_size, folder, seed, progress)
-        train = found.train or find_shards(section.train, "train")
-        val = found.val or find_shards(section.val, "val")
+        train = found.train or find_shards(section.train, "data.train")
+        val = found.val or find_shards(section.val, "data.val")
         check_shards([*train, *val], vocab_size, progress=progress)
         _check_apart(train, val)
         if not val:
@@ -139,7 +139,7 @@ def find_shards(entries: Iterable[Path], what: str) -> list[Path]:
             found.setdefault(path.resolve(), path)
         missing += [] if paths else [f"{entry}: matches no file"]
     if missing:
-        raise DataError(f"data.{what}: shards are missing", items=missing)
+        raise DataError(f"{what}: shards are missing", items=missing)
     return list(found.values())
 
 
