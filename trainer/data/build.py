@@ -1,15 +1,13 @@
 """From documents to what training reads: a tokenizer, shards, and a manifest of what was made.
 
 The tokenizer is trained on training documents alone. Held out are the documents of their own
-sources, or every n-th of all. The manifest says what the shards were made from (names and digests),
-so that the same request finds them made.
+sources, or every n-th of all.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,40 +16,21 @@ from qpack.artifact.writer import write_atomic
 from qpack.errors import ConfigError, DataError, OutputExistsError, ResourceError
 from qpack.progress import SILENT, Progress, Task
 from qpack.tokenizer import Tokenizer
-from qpack.tokens import read_shard, sha256_file
 
 from .documents import Document, Source, find_sources, read_documents
+from .manifest import (
+    HELD_OUT,
+    MANIFEST,
+    SHARD_TOKENS,
+    TOKENIZER,
+    TRAIN,
+    VAL,
+    Request,
+    find_made,
+    identity,
+)
 from .tokenize import Part, Written, shards_of, write_parts
-from .vocabulary import SAMPLE_BYTES, check_vocab_size, sample_documents, train_tokenizer
-
-SCHEMA = "qpack.data/1"
-MANIFEST, TOKENIZER = "manifest.json", "tokenizer.model"
-TRAIN, VAL = "train", "val"
-HELD_OUT = 20
-"""Every 20th document is for validation, where none are given for it."""
-SHARD_TOKENS = 100_000_000
-"""As many as the challenge's own shards have."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What to make."""
-
-    text: tuple[Path, ...]
-    """Documents to train on; none, with `val_text` and `tokenizer`: only validation shards."""
-    val_text: tuple[Path, ...] = ()
-    """None: every `val_every`-th document of `text`, from the middle of the first run on."""
-    val_every: int = HELD_OUT
-    """0, without `val_text`: nothing is held out."""
-    tokenizer: Path | None = None
-    """None: one of `vocab_size` pieces is trained."""
-    vocab_size: int | None = None
-    documents_per_tokenizer: int = 20_000
-    seed: int = 0
-    """of the sample of documents that a tokenizer is trained on"""
-    shard_tokens: int = SHARD_TOKENS
-    workers: int = 0
-    """threads; 0: one a core. Not a matter of what is made."""
+from .vocabulary import check_vocab_size, sample_documents, train_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +54,8 @@ def build_data(request: Request, folder: Path, *, force: bool, progress: Progres
     text = find_sources(request.text)
     val_text = find_sources(request.val_text, what="validation text")
     _check(request, text, val_text)
-    wanted = _identity(request, text, val_text, progress)
-    there = _found(folder, wanted)
+    wanted = identity(request, text, val_text, progress)
+    there = find_made(folder, wanted)
     if there is not None:
         progress.note(f"{folder}: made from the same text before, and used again")
         return _built(folder, there | {"reused": True}, request.tokenizer)
@@ -177,59 +156,6 @@ def _check_outputs(request: Request, folder: Path, *, force: bool) -> None:
         (folder / MANIFEST).unlink(missing_ok=True)
     except OSError as error:
         raise ResourceError(f"cannot write in {folder}: {error.strerror}") from error
-
-
-def _identity(
-    request: Request, text: list[Source], val_text: list[Source], progress: Progress
-) -> dict[str, Any]:
-    """What decides every byte of the shards, as JSON carries it."""
-    sources = [*text, *val_text]
-    with progress.stage("read", total=sum(s.num_bytes for s in sources) or None, unit="B") as task:
-        digests = []
-        for source in sources:
-            digests.append({"name": source.name, "sha256": _digest(source)})
-            task.advance(source.num_bytes)
-    training = {
-        "vocab_size": request.vocab_size,
-        "documents": request.documents_per_tokenizer,
-        "bytes": SAMPLE_BYTES,
-        "seed": request.seed,
-    }
-    given = None if request.tokenizer is None else sha256_file(request.tokenizer)
-    return {
-        "schema": SCHEMA,
-        "text": digests[: len(text)],
-        "val_text": digests[len(text) :],
-        "val_every": 0 if val_text else request.val_every,
-        "tokenizer": training if given is None else {"sha256": given},
-        "shard_tokens": request.shard_tokens,
-    }
-
-
-def _digest(source: Source) -> str:
-    if source.path is not None:
-        return sha256_file(source.path)
-    digest = hashlib.sha256()
-    for document in read_documents(source):
-        digest.update(document.text.encode() + b"\0")
-    return digest.hexdigest()
-
-
-def _found(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The manifest in `folder`, if it is of `wanted` and all that it names is there and whole."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("ascii"))
-        if any(manifest[key] != value for key, value in wanted.items()):
-            return None
-        for counts in manifest["parts"].values():
-            if sum(len(read_shard(folder / name)) for name in counts["files"]) != counts["tokens"]:
-                return None
-        trained = "sha256" not in wanted["tokenizer"]
-        if trained and sha256_file(folder / TOKENIZER) != manifest["tokenizer_sha256"]:
-            return None
-        return dict(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
-        return None
 
 
 def _built(folder: Path, manifest: dict[str, Any], tokenizer: Path | None) -> Built:

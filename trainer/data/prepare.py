@@ -18,8 +18,9 @@ from qpack.progress import SILENT, Progress
 from qpack.tokens import check_vocab, read_shard
 
 from ..config import DataSection
-from .build import HELD_OUT, Request, build_data
+from .build import build_data
 from .documents import expand
+from .manifest import HELD_OUT, Request
 from .shard_order import order_shards
 
 FOLDER = "data"

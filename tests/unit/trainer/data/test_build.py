@@ -11,7 +11,8 @@ from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard
 from qpack.trainer.data import build as module
 from qpack.trainer.data import documents
-from qpack.trainer.data.build import Built, Request, build_data
+from qpack.trainer.data.build import Built, build_data
+from qpack.trainer.data.manifest import Request
 
 from .corpus import TEXTS, write_text
 from .test_prepare import Notes
