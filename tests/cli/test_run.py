@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -229,3 +231,56 @@ def test_two_ranks_run_the_whole_line(config: Path, tmp_path: Path) -> None:
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert first.document["artifact_bytes"] == (tmp_path / "out" / "model.qpk").stat().st_size
     assert second.out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_interrupted_training_goes_on_to_the_same_model(files: Files, tmp_path: Path) -> None:
+    config = tmp_path / "conf.toml"
+    config.write_text(f"""
+[model]
+vocab_size = 300
+num_layers = 2
+model_dim = 48
+num_heads = 4
+num_kv_heads = 2
+[data]
+train = "{files.shard}"
+tokenizer = "{files.tokenizer}"
+[loop]
+max_steps = 150
+sequence = 64
+batch_tokens = 256
+log_every = 5
+device = "cpu"
+""")
+
+    def command(folder: str, *more: str) -> list[str]:
+        return [sys.executable, "-c", PROGRAM, "train", str(config), "-o", folder, "--json", *more]
+
+    def train(folder: str, *more: str) -> Outcome:
+        done = subprocess.run(
+            command(folder, *more), cwd=tmp_path, env=clean_environment(), capture_output=True,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    whole = train("whole")
+    assert whole.code == 0, whole.err
+    process = subprocess.Popen(
+        command("parts"), cwd=tmp_path, env=clean_environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), err
+    assert f"next: qpack train {config} -o parts --resume" in err.splitlines()
+    changed = train("parts", "--resume", "--set", "loop.seed=1")
+    assert changed.code == 3 and changed.error["items"] == ["loop.seed: 0 -> 1"]
+    parts = train("parts", "--resume")
+    assert parts.code == 0, parts.err
+    assert "note: going on with training" in parts.err
+    assert parts.document["sha256"] == whole.document["sha256"]
