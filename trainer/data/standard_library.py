@@ -14,6 +14,7 @@ import re
 import sysconfig
 import unicodedata
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -97,8 +98,22 @@ def _string_values(tree: ast.Module) -> Iterator[str]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
                 yield text
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """What `ast.walk` gives, in its order, without expressions: most of a tree, and no docstrings
+    in them.
+    """
+    waiting: deque[ast.AST] = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            children = getattr(node, name, None)
+            if isinstance(children, list):
+                waiting.extend(children)
