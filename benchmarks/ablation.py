@@ -147,13 +147,11 @@ def changed(
     """The preset's tables with the switch, this machine's data and the run's length."""
     table = tomllib.loads(read_preset(options.preset).text)
     table.pop("trainer", None)
+    made = ("text", "val_text", "train", "val", "tokenizer", "documents_per_tokenizer")
+    table["data"] = {key: value for key, value in table["data"].items() if key not in made}
+    table["data"] |= {"train": options.train, "val": options.val, "tokenizer": options.tokenizer}
     for section, values in switch.items():
         table[section] = [] if section == "phase" else {**table.get(section, {}), **values}
-    table["data"] = {
-        "train": options.train,
-        "val": options.val,
-        "tokenizer": options.tokenizer,
-    }
     table["loop"] |= {"max_seconds": options.seconds, "seed": seed, "device": options.device}
     return table
 

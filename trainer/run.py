@@ -120,6 +120,11 @@ def prepare_run(
     )
     tokenizer = Tokenizer.load(data.tokenizer)
     tokenizer.check_model(gpt.vocab_size)
+    if config.average.ship == "best" and not data.val:
+        raise ConfigError(
+            "average.ship = 'best' chooses by validation text, and there is none",
+            hint="give data.val, or set average.ship to one of the averages",
+        )
     known = checkpoints.fingerprint(config, [*data.train, *data.val, data.tokenizer])
     saved = checkpoints.load(folder, known) if resume else None
     progress.note(f"training on {device} ({reason})")
@@ -127,6 +132,9 @@ def prepare_run(
     run = _assemble(config, folder, data, model.to(device), tokenizer=tokenizer, known=known)
     run.progress = progress
     run.record = _describe(run, reason)
+    if run.qat is not None:
+        for name, why in run.qat.skipped.items():
+            progress.note(f"late QAT leaves {name} as it is: {why}")
     if saved is not None:
         restore(run, saved)
     elif rank() == 0:
