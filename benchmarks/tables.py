@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md",)
+DOCUMENTS = ("README.md", "docs/TRAINING.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -113,11 +113,57 @@ def solver() -> str:
     return table([*head, "factors", "column loop"], rows)
 
 
+def training_speed() -> str:
+    """A step of the architecture that the field has in common."""
+    r = result("train_speed_h100")
+    row = [
+        f"{r['tokens_per_second']:,.0f}",
+        f"{r['step_seconds'] * 1e3:.1f} ms",
+        f"{r['mfu']:.1%}",
+        f"{r['compile_seconds']:.0f} s",
+        f"{r['peak_memory_bytes'] / 1e9:.0f} GB",
+    ]
+    head = ["machine", "tokens a second", "step", "MFU", "compiling, once", "memory"]
+    return table(head, [["one H100", *row]])
+
+
+def training_profile() -> str:
+    """Where a step's time goes."""
+    profile = result("train_speed_h100")["profile"]
+    kinds = profile["by_kind_ms"]
+    rows = [[kind, f"{ms:.1f} ms", f"{ms / profile['wall_ms']:.1%}"] for kind, ms in kinds.items()]
+    idle = profile["wall_ms"] - profile["busy_ms"]
+    rows.append(["the device waits", f"{idle:.1f} ms", f"{idle / profile['wall_ms']:.1%}"])
+    return table(["kernels", "a step", "share"], rows)
+
+
+def training_quality() -> str:
+    """What the preset reaches."""
+    rows = []
+    for name, file in (("250 s of training", "train_h100_250s"),):
+        r = result(file)["result"]
+        rows.append(
+            [
+                name,
+                f"{r['steps']:,}",
+                f"{r['tokens'] / 1e6:.0f} M",
+                f"{r['tokens_per_second']:,.0f}",
+                f"{r['score']['bpb']:.4f}",
+                r["shipped"],
+            ]
+        )
+    head = ["one H100", "steps", "tokens", "tokens a second", "BPB, FineWeb validation"]
+    return table([*head, "weights"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "bits": bits,
     "codecs": codecs,
     "solver": solver,
+    "training_speed": training_speed,
+    "training_profile": training_profile,
+    "training_quality": training_quality,
 }
 
 

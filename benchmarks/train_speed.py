@@ -40,12 +40,12 @@ MODEL = {
     "smear_gate": True,
 }
 KINDS = (
-    ("attention", ("flash", "fmha", "sdpa", "attention", "flex")),
-    ("loss kernel", ("_kernel",)),
-    ("Muon and AdamW", ("adam", "multi_tensor", "lerp", "foreach")),
+    ("attention", ("flash", "fmha", "sdpa", "attention", "flex", "cudnn")),
+    ("AdamW and lists of tensors", ("adam", "multi_tensor", "lerp", "foreach")),
     ("products", ("gemm", "nvjet", "cutlass", "xmma", "sm90_", "cublas", "splitk")),
     ("fused elementwise and norms", ("triton",)),
-    ("copies", ("memcpy", "memset")),
+    ("sums of gradients, tables, reductions", ("elementwise", "reduce", "embedding", "index")),
+    ("copies", ("memcpy", "memset", "copy", "cat")),
 )
 """Part of a kernel's name -> what it does, the first that matches."""
 
@@ -166,7 +166,7 @@ def kind_of(name: str) -> str:
     if lowered == "_kernel":
         return "loss kernel"
     for kind, parts in KINDS:
-        if kind != "loss kernel" and any(part in lowered for part in parts):
+        if any(part in lowered for part in parts):
             return kind
     return "other"
 
