@@ -25,7 +25,8 @@ from torch.profiler import ProfilerActivity, profile
 from qpack.environment import provenance
 from qpack.progress import SILENT
 from qpack.trainer.config import TrainConfig
-from qpack.trainer.loop import mfu_of, warm_up
+from qpack.trainer.finish import mfu_of
+from qpack.trainer.loop import warm_up
 from qpack.trainer.run import Run, prepare_run
 
 MODEL = {

@@ -11,9 +11,7 @@ that the program never waits for it between two steps.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,51 +20,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from qpack import distributed
-from qpack.checkpoint import Checkpoint, write_checkpoint
 from qpack.distributed import rank, world_size
 from qpack.errors import ConfigError, ResourceError
-from qpack.eval.bpb import Score
 from qpack.progress import SILENT, Progress
-from qpack.tokens import sha256_file
 
 from . import resume as checkpoints
 from .config import TrainConfig
+from .finish import TrainResult, finish, mfu_of
 from .interrupt import Wish, stoppable
 from .metrics import Metrics
 from .optim.schedule import lr_scale
-from .run import MODEL, Run, prepare_run, restore, score_now, snapshot, write_record
-from .ship import ship
-from .throughput import utilization
+from .run import Run, prepare_run, restore, score_now, snapshot
 
 DIVERGED = "lower the learning rates of [optim], clip harder, or set loop.dtype to float32"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainResult:
-    """What a run did."""
-
-    checkpoint: Path
-    sha256: str
-    """of the checkpoint file"""
-    steps: int
-    tokens: int
-    """Targets trained on, over all ranks."""
-    seconds: float
-    """Wall clock of the steps."""
-    tokens_per_second: float
-    mfu: float | None
-    loss: float
-    """Mean training loss since the last logged step, nats a token."""
-    score: Score | None
-    """Of the shipped weights; None without validation tokens."""
-    shipped: str
-    """`last`, `ema`, `swa` or `mixture`"""
-    tokenizer: Path
-    train: tuple[Path, ...]
-    """Training shards, in the order in which they are read."""
-    val: tuple[Path, ...]
-    device: str
-    dtype: str
 
 
 def train(
@@ -97,8 +63,8 @@ def train(
                     )
                 )
             warm_up(run)
-            loss = _Loop(run, metrics).run()
-            return _finish(run, metrics, loss)
+            _Loop(run, metrics).train()
+            return finish(run, metrics)
 
 
 @contextlib.contextmanager
@@ -144,16 +110,19 @@ class _Loop:
     """The steps of a run."""
 
     def __init__(self, run: Run, metrics: Metrics | None) -> None:
-        self.run_state = run
+        self.run = run
         self.metrics = metrics
-        self.loss = math.nan
         self.logged = run.clock.steps
         self.logged_seconds = run.clock.seconds
-        self.good: int | None = None if not run.clock.steps else run.clock.steps
+        self.good: int | None = run.clock.steps or None
+        """steps of the last checkpoint"""
+        self.speed = 0.0
+        self.mfu: float | None = None
+        self.bpb: float | None = None
 
-    def run(self) -> float:
-        """Train to the end of the budget; the last logged loss."""
-        run = self.run_state
+    def train(self) -> None:
+        """Train to the end of the budget."""
+        run = self.run
         timed = run.clock.max_seconds is not None
         total = run.clock.max_seconds if timed else run.clock.max_steps
         with (
@@ -169,10 +138,10 @@ class _Loop:
             run.clock.pause()
         if run.pending:
             self._look(rate=None)
-        return self.loss
+        self._save()  # what follows can be interrupted too
 
     def _step(self, wish: Wish) -> None:
-        run, step = self.run_state, self.run_state.clock.steps
+        run, step = self.run, self.run.clock.steps
         done = run.clock.progress
         rate = lr_scale(
             run.config.schedule, step=step, progress=done, steps_left=run.clock.steps_left
@@ -197,7 +166,7 @@ class _Loop:
 
     def _pauses(self, before: float) -> None:
         """What happens now and then between steps, off the clock."""
-        run, loop = self.run_state, self.run_state.config.loop
+        run, loop = self.run, self.run.config.loop
         every = loop.checkpoint_every
         if every and run.clock.steps % every == 0:
             self._save()
@@ -206,13 +175,14 @@ class _Loop:
         if due and run.clock.progress < 1.0 and run.validation is not None:
             run.clock.pause()
             got = score_now(run)
+            self.bpb = got.bpb
             self._log(run.clock.steps, val_bpb=got.bpb, weights="last")
             run.progress.note(f"step {run.clock.steps}: validation {got.bpb:.4f} bits per byte")
             run.clock.start()
 
     def _save(self) -> None:
         """A checkpoint to resume from, if every loss so far is finite."""
-        run = self.run_state
+        run = self.run
         run.clock.pause()
         self._check()
         self._check_weights()
@@ -224,22 +194,22 @@ class _Loop:
 
     def _look(self, *, rate: float | None) -> None:
         """Log the mean of the losses since the last look, and the speed."""
-        run = self.run_state
+        run = self.run
         losses = self._check()
         run.pending.clear()
-        self.loss = float(losses.mean())
+        run.loss = float(losses.mean())
         steps, seconds = run.clock.steps - self.logged, run.clock.seconds - self.logged_seconds
         self.logged, self.logged_seconds = run.clock.steps, run.clock.seconds
         speed = steps * run.config.loop.batch_tokens / seconds if seconds else 0.0
         self.speed, self.mfu = speed, mfu_of(run, speed)
-        values: dict[str, Any] = {"loss": self.loss}
+        values: dict[str, Any] = {"loss": run.loss}
         if rate is not None:
             values["lr_scale"] = rate
         self._log(run.clock.steps, **values, tokens_per_second=round(speed, 1), mfu=self.mfu)
 
     def _check(self) -> Tensor:
         """Losses not logged yet, means over ranks, on the CPU. Raises when one is not finite."""
-        run = self.run_state
+        run = self.run
         losses = torch.stack(run.pending).double() if run.pending else torch.zeros(0)
         if world_size() > 1 and len(losses):
             dist.all_reduce(losses := losses.cpu())
@@ -257,7 +227,7 @@ class _Loop:
 
     def _check_weights(self) -> None:
         """Raises where a weight is not finite: the losses would be, one step later."""
-        run = self.run_state
+        run = self.run
         finite = torch.stack([p.detach().isfinite().all() for p in run.model.parameters()])
         if not bool(finite.all()):
             named = zip(run.model.named_parameters(), finite.tolist(), strict=True)
@@ -275,98 +245,17 @@ class _Loop:
 
     def _log(self, step: int, **values: Any) -> None:
         if self.metrics is not None:
-            clock = self.run_state.clock
+            clock = self.run.clock
             self.metrics.log(step, clock.seconds, **values)
 
     def _note(self) -> str:
         """The live line: the progress bar adds the time left."""
-        run = self.run_state
+        run = self.run
         parts = [f"step {run.clock.steps:,}"]
-        if math.isfinite(self.loss):
-            parts += [f"loss {self.loss:.3f}", f"{self.speed:,.0f} tokens/s"]
+        if self.speed:
+            parts += [f"loss {run.loss:.3f}", f"{self.speed:,.0f} tokens/s"]
             if self.mfu is not None:
                 parts.append(f"MFU {self.mfu:.1%}")
+        if self.bpb is not None:
+            parts.append(f"BPB {self.bpb:.4f}")
         return ", ".join(parts)
-
-    speed: float = 0.0
-    mfu: float | None = None
-
-
-def mfu_of(run: Run, tokens_per_second: float) -> float | None:
-    """Model flops utilisation of each rank's device at that speed over all ranks."""
-    flops = run.model.num_matrix_flops(run.config.loop.sequence)
-    return utilization(tokens_per_second / world_size(), flops, run.device, run.dtype)
-
-
-def _finish(run: Run, metrics: Metrics | None, loss: float) -> TrainResult:
-    """Ship: choose the weights, score them, write the checkpoint and the record."""
-    config, clock = run.config, run.clock
-    run.model.set_layer_order(None)
-    choice = ship(run)
-    run.model.load_state_dict(choice.tensors)
-    score = None if run.validation is None else score_now(run)
-    path = run.folder / MODEL
-    if rank() == 0:
-        tensors = {name: t.detach().cpu() for name, t in run.model.state_dict().items()}
-        write_checkpoint(
-            path,
-            Checkpoint(
-                tensors=tensors,
-                architecture="gpt",
-                config=run.model.config.to_dict(),
-                aliases={},
-                name=run.folder.name,
-                tokenizer_sha256=run.tokenizer.sha256,
-            ),
-            force=True,
-        )
-    if world_size() > 1:
-        dist.barrier()
-    speed = clock.steps * config.loop.batch_tokens / clock.seconds if clock.seconds else 0.0
-    result = TrainResult(
-        checkpoint=path,
-        sha256=sha256_file(path),
-        steps=clock.steps,
-        tokens=clock.steps * config.loop.batch_tokens,
-        seconds=clock.seconds,
-        tokens_per_second=speed,
-        mfu=mfu_of(run, speed),
-        loss=loss,
-        score=score,
-        shipped=choice.name,
-        tokenizer=run.data.tokenizer,
-        train=tuple(run.data.train),
-        val=tuple(run.data.val),
-        device=str(run.device),
-        dtype=str(run.dtype).removeprefix("torch."),
-    )
-    if metrics is not None:
-        _record(run, metrics, result, choice.rows)
-    return result
-
-
-def _record(run: Run, metrics: Metrics, result: TrainResult, rows: list[dict[str, Any]]) -> None:
-    """Add the outcome to the metrics and to `train.json`."""
-    if result.score is not None:
-        for row in rows:
-            metrics.log(result.steps, result.seconds, val_bpb=row["bpb"], weights=row["weights"])
-        run.progress.note(
-            f"step {result.steps:,}: validation {result.score.bpb:.4f} bits per byte,"
-            f" shipped weights: {result.shipped}"
-        )
-    score = result.score
-    run.record["result"] = {
-        "sha256": result.sha256,
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "seconds": result.seconds,
-        "tokens_per_second": result.tokens_per_second,
-        "mfu": result.mfu,
-        "loss": result.loss,
-        "shipped": result.shipped,
-        "candidates": rows,
-        "score": None
-        if score is None
-        else {"nats": score.nats, "bytes": score.bytes, "tokens": score.tokens, "bpb": score.bpb},
-    }
-    write_record(run)

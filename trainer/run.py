@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,8 @@ class Run:
     """the fingerprint that a resumed run must share"""
     record: dict[str, Any]
     """what `train.json` says"""
+    loss: float = math.nan
+    """mean of the losses looked at last, nats a token"""
     pending: list[Tensor] = field(default_factory=list)
     """losses of the steps since the last that were looked at, on the device"""
 
@@ -291,7 +294,8 @@ def snapshot(run: Run) -> checkpoints.Saved:
         tensors |= {f"qat.{k}": t for k, t in run.qat.state_tensors().items()}
     if run.pending:
         tensors["loop.pending"] = torch.stack(run.pending)
-    record = {"steps": run.clock.steps, "seconds": run.clock.seconds}
+    loss = run.loss if math.isfinite(run.loss) else None
+    record = {"steps": run.clock.steps, "seconds": run.clock.seconds, "loss": loss}
     return checkpoints.Saved(
         tensors={name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
         record=record,
@@ -311,5 +315,6 @@ def restore(run: Run, saved: checkpoints.Saved) -> None:
         run.qat.load_state_tensors(parts.get("qat", {}))
     pending = parts.get("loop", {}).get("pending")
     run.pending = [] if pending is None else list(pending.to(run.device))
+    run.loss = math.nan if saved.record["loss"] is None else float(saved.record["loss"])
     run.clock.steps = int(saved.record["steps"])
     run.clock.seconds = float(saved.record["seconds"])

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from qpack.distributed import on_first
+from qpack.eval.bpb import Score
 
 from .run import Run, score_now
 from .select import choose_for
@@ -20,6 +21,8 @@ class Choice:
     name: str
     """`last`, `ema`, `swa` or `mixture`"""
     tensors: dict[str, Tensor]
+    score: Score | None
+    """theirs; None without validation tokens"""
     rows: list[dict[str, Any]]
     """what every candidate scored"""
 
@@ -32,15 +35,17 @@ def ship(run: Run) -> Choice:
     """
     candidates = run.averages.candidates()
     rows: list[dict[str, Any]] = [{"weights": name} for name in candidates]
+    scores: dict[str, Score] = {}
     if run.validation is not None:
         for row, tensors in zip(rows, candidates.values(), strict=True):
             run.model.load_state_dict(tensors)
-            row["bpb"] = score_now(run).bpb
-    name = run.config.average.ship
+            scores[row["weights"]] = got = score_now(run)
+            row["bpb"] = got.bpb
+    name: str = run.config.average.ship
     if name == "best":
         name, details = _best(run, candidates)
         rows = [row | details.get(row["weights"], {}) for row in rows]
-    return Choice(name=name, tensors=candidates[name], rows=rows)
+    return Choice(name=name, tensors=candidates[name], score=scores.get(name), rows=rows)
 
 
 def _best(

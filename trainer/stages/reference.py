@@ -15,7 +15,7 @@ from qpack.training import Checked, Trained, TrainRequest
 
 from ..config import WORDS, TrainConfig
 from ..data.documents import expand
-from ..loop import TrainResult
+from ..finish import TrainResult
 from ..loop import train as train_model
 from ..resume import saved_step, settings
 

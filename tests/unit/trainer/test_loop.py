@@ -369,3 +369,21 @@ def test_nothing_is_overwritten_unasked(config: dict[str, Any], tmp_path: Path) 
         run(config, folder)
     other = run(changed(config, loop={"seed": 3}), folder, force=True)
     assert other.sha256 != first
+
+
+def test_an_interrupt_after_the_last_step_loses_nothing(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(config, tmp_path / "whole" / "run")
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "parts" / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("qpack.trainer.finish.ship", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, folder)
+    parts = run(config, folder, resume=True)
+    assert sha256_file(parts.checkpoint) == sha256_file(whole.checkpoint)
+    assert (parts.steps, parts.loss) == (whole.steps, whole.loss)
