@@ -45,10 +45,10 @@ def launch(config: dict[str, Any], folder: Path, *options: str) -> subprocess.Co
     """`torchrun` of two processes on the configuration, which is written as JSON-like TOML."""
     path = folder.parent / f"{folder.name}.toml"
     path.write_text(toml(config))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    program = ["-m", "qpack.trainer", str(path), "-o", str(folder), *options]
     return subprocess.run(
-        [*launcher, "--nproc_per_node=2", "-m", "qpack.trainer", str(path), "-o", str(folder)]
-        + [*options],
+        [sys.executable, "-m", *launcher, *program],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
