@@ -13,6 +13,7 @@ from qpack.progress import SILENT
 from qpack.runs.document import Document, read_document
 from qpack.runs.run import run
 from qpack.tokenizer import Tokenizer
+from qpack.trainer.resume import FOLDER
 from qpack.trainer.stages import reference as stage
 from qpack.training import TrainRequest, load_trainer
 from tests.unit.trainer.runs import tables, write_text
@@ -96,6 +97,18 @@ def test_resuming_what_kept_no_checkpoint_starts_again(
 ) -> None:
     asked = TrainRequest(config=config, folder=tmp_path, resume=True)
     assert stage.train(asked, progress=SILENT).details["steps"] == 12
+
+
+def test_starting_anew_forgets_the_earlier_checkpoint(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    stage.train(TrainRequest(config=config, folder=tmp_path), progress=SILENT)
+    mark = tmp_path / FOLDER / "of-the-earlier-run"
+    mark.parent.mkdir(exist_ok=True)
+    mark.write_bytes(b"")
+    asked = TrainRequest(config=config, folder=tmp_path, force=True)
+    stage.train(asked, progress=SILENT)
+    assert not mark.exists()
 
 
 def document(config: dict[str, Any], **loop: Any) -> Document:
