@@ -101,15 +101,18 @@ def train_tokenizer(
             bos_id=1,
             eos_id=2,
             unk_id=3,
-            # Longer documents would be left out without a word.
-            max_sentence_length=max(len(text.encode()) for text in documents) + 1,
+            # Longer documents would be left out without a word; 10 is the least it takes.
+            max_sentence_length=max(10, *(len(text.encode()) + 1 for text in documents)),
             minloglevel=2,
         )
     except RuntimeError as error:
+        too_small = "smaller than required_chars" in str(error)  # its text has more characters
         raise ConfigError(
             f"no tokenizer of {vocab_size} tokens can be trained on this text",
             items=[str(error)],
-            hint="lower the vocabulary size or give more text",
+            hint="raise the vocabulary size"
+            if too_small
+            else "lower the vocabulary size or give more text",
         ) from error
     write_atomic(path, model.getvalue(), force=force)
     return Tokenizer.load(path)

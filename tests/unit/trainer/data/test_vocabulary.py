@@ -53,10 +53,20 @@ def test_impossible_sizes(tmp_path: Path, vocab_size: int) -> None:
         train_tokenizer(TEXTS, tmp_path / "a.model", vocab_size=vocab_size)
 
 
-def test_more_pieces_than_the_text_has(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no tokenizer of 5000 tokens"):
-        train_tokenizer(TEXTS, tmp_path / "a.model", vocab_size=5_000)
+@pytest.mark.parametrize("texts", [TEXTS, ["ab"]])
+def test_more_pieces_than_the_text_has(tmp_path: Path, texts: list[str]) -> None:
+    with pytest.raises(ConfigError, match="no tokenizer of 5000 tokens") as caught:
+        train_tokenizer(texts, tmp_path / "a.model", vocab_size=5_000)
+    assert "lower the vocabulary size" in (caught.value.hint or "")
+    assert "max_sentence_length" not in str(caught.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_fewer_pieces_than_the_text_has_characters(tmp_path: Path) -> None:
+    alphabet = "".join(chr(0x4E00 + i) for i in range(200))
+    with pytest.raises(ConfigError, match="no tokenizer of 300 tokens") as caught:
+        train_tokenizer([alphabet], tmp_path / "a.model", vocab_size=300)
+    assert caught.value.hint == "raise the vocabulary size"
 
 
 @pytest.mark.parametrize("texts", [[], ["", "  "]])
