@@ -71,3 +71,15 @@ def test_a_fence_cannot_be_closed_from_inside() -> None:
 def test_tables_of_uneven_rows() -> None:
     assert table([{"a": 1}, {"b": "x"}]).splitlines()[2:] == ["| 1 | - |", "| - | x |"]
     assert table([]) == "None."
+
+
+def test_training_is_shown_where_it_is_known() -> None:
+    training = {
+        "trainer": "script",
+        "seconds": 1.5,
+        "details": {"train_seconds": 1.25, "mfu": None},
+    }
+    text = render({**report(), "training": training})
+    assert "## Training" in text and "## Training" not in render(report())
+    assert "| trainer | script |" in text
+    assert "| train seconds | 1.25 |" in text
