@@ -1,19 +1,36 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from qpack.errors import ConfigError
-from qpack.trainer.model.config import GPTConfig
+from qpack.trainer.model.config import FIRST_KEYS, GPTConfig
 
 from .tiny import CONFIG
+from .variants import VARIANTS, variant_id
 
 
 def test_what_is_written_is_what_is_read() -> None:
     config = GPTConfig.from_mapping(CONFIG)
     assert GPTConfig.from_mapping(config.to_dict()) == config
     assert {key: config.to_dict()[key] for key in CONFIG} == CONFIG
+
+
+def test_what_is_off_is_not_written() -> None:
+    """An artifact pays for every byte, and old readers know the first keys alone."""
+    assert GPTConfig.from_mapping(CONFIG).to_dict().keys() == FIRST_KEYS
+    config = {**CONFIG, "xsa_layers": [3, 4], "mlp_slope": [0.5] * 5, "skip_gates": True}
+    written = GPTConfig.from_mapping(config).to_dict()
+    assert written.keys() == FIRST_KEYS | {"xsa_layers", "mlp_slope", "skip_gates"}
+    assert json.loads(json.dumps(written)) == written
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=variant_id)
+def test_every_variant_is_written_and_read(overrides: dict[str, Any]) -> None:
+    config = GPTConfig.from_mapping({**CONFIG, **overrides})
+    assert GPTConfig.from_mapping(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_null_is_the_default() -> None:

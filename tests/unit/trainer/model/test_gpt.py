@@ -1,3 +1,5 @@
+"""The whole model: against the slow reference, and what must hold for every variant."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -5,95 +7,108 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from qpack.errors import ConfigError
-from qpack.trainer.model.gpt import GPT, build
-from qpack.trainer.model.init import initialize
+from qpack.trainer.model.gpt import build
 
 from . import reference
-from .tiny import CONFIG, some_tokens, tiny
+from .tiny import CONFIG, some_documents, some_tokens, tiny
+from .variants import LOGIT, MIXED, NTK, PLAIN, RECUR, SINGLE, VARIANTS, variant_id
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"num_layers": 6},
-    {"num_layers": 1, "unet_skips": False},
-    {"unet_skips": False},
-    {"bigram_vocab_size": 0, "bigram_dim": 0},
-    {"smear_gate": False},
-    {"tie_embeddings": False},
-    {"logit_softcap": 0.0},
-    {"rope_dims": None, "rope_base": 100.0},
-    {"rope_dims": 0},
-    {"num_kv_heads": 1},
-    {"num_kv_heads": 4},
-]
+every_variant = pytest.mark.parametrize("overrides", VARIANTS, ids=variant_id)
 
 
-def variant_id(overrides: dict[str, Any]) -> str:
-    return ",".join(f"{key}={value}" for key, value in overrides.items()) or "all parts"
-
-
-@pytest.mark.parametrize("overrides", VARIANTS, ids=variant_id)
+@every_variant
 def test_logits_are_those_of_the_slow_reference(overrides: dict[str, Any]) -> None:
     model = tiny(**overrides)
-    tokens = some_tokens(2, 11)
+    tokens = some_documents(2, 11)
     weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
-    expected = [reference.forward(weights, row.tolist(), model.config.to_dict()) for row in tokens]
+    config = model.config.model_dump(mode="json")
+    expected = [reference.forward(weights, row.tolist(), config) for row in tokens]
     logits = model(tokens)
     assert logits.dtype == torch.float32
     assert logits.shape == (2, 11, 37)
     # float32 only in the last step and in the angles
-    np.testing.assert_allclose(logits.detach().numpy(), np.stack(expected), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(logits.detach().numpy(), np.stack(expected), rtol=5e-5, atol=5e-5)
 
 
-def test_no_position_sees_a_later_one() -> None:
-    model = tiny()
-    tokens = some_tokens(1, 12)
-    before = model(tokens)
-    for i in range(12):
-        changed = tokens.clone()
-        changed[0, i] = (changed[0, i] + 1) % 37
-        after = model(changed)
-        assert torch.equal(after[:, :i], before[:, :i])
-        assert (after[:, i] != before[:, i]).any()
+@every_variant
+def test_features_times_matrix_are_the_logits_before_the_softcap(overrides: dict[str, Any]) -> None:
+    model = tiny(**overrides)
+    tokens = some_documents(2, 9)
+    hidden = model.hidden(tokens)
+    features, weight = model.readout(hidden, tokens)
+    assert hidden.shape == (2, 9, 24)
+    assert features.shape[:2] == (2, 9)
+    logits = torch.nn.functional.linear(features, weight)
+    if model.softcap:
+        logits = model.softcap * torch.tanh(logits / model.softcap)
+    torch.testing.assert_close(logits.float(), model(tokens), rtol=1e-5, atol=1e-5)
 
 
-def test_a_prefix_has_the_same_logits() -> None:
-    model = tiny()
-    tokens = some_tokens(2, 12)
-    torch.testing.assert_close(model(tokens[:, :7]), model(tokens)[:, :7])
+@every_variant
+def test_no_position_sees_a_later_one(overrides: dict[str, Any]) -> None:
+    model = tiny(**overrides)
+    tokens = some_documents(1, 12)
+    with torch.no_grad():
+        before = model(tokens)
+        for i in range(12):
+            changed = tokens.clone()
+            changed[0, i] = (changed[0, i] + 1) % 37
+            after = model(changed)
+            assert torch.equal(after[:, :i], before[:, :i])
+            assert (after[:, i] != before[:, i]).any()
 
 
-def test_sequences_of_a_batch_are_independent() -> None:
-    model = tiny()
-    tokens = some_tokens(3, 9)
+@pytest.mark.parametrize("overrides", [v for v in VARIANTS if "rope_ntk" not in v], ids=variant_id)
+def test_a_prefix_has_the_same_logits(overrides: dict[str, Any]) -> None:
+    model = tiny(**overrides)
+    tokens = some_documents(2, 12)
+    torch.testing.assert_close(model(tokens[:, :7]), model(tokens)[:, :7], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("overrides", [{}, *MIXED], ids=variant_id)
+def test_sequences_of_a_batch_are_independent(overrides: dict[str, Any]) -> None:
+    model = tiny(**overrides)
+    tokens = some_documents(3, 9)
     rows = torch.cat([model(row[None]) for row in tokens])
     torch.testing.assert_close(model(tokens), rows)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_gradients_reach_every_element_that_takes_part(tied: bool) -> None:
-    model = tiny(tie_embeddings=tied)
-    tokens = some_tokens(8, 64)
-    model(tokens).square().sum().backward()
-    dead = [
-        name
-        for name, p in model.named_parameters()
-        if p.grad is None or not p.grad.isfinite().all() or (p.grad == 0).all()
-    ]
-    assert dead == []
-    for name in ("skip_weights", "smear.gate", "blocks.0.attn.q_gain", "blocks.3.resid_mix"):
-        assert (model.get_parameter(name).grad != 0).all(), name
+@every_variant
+def test_gradients_reach_every_element(overrides: dict[str, Any]) -> None:
+    """No weight without effect, such as skips into a stream that nobody reads any more."""
+    model = tiny(**{"mlp_slope": 0.5, **overrides})  # without a slope a unit may never fire
+    tokens = some_documents(16, 64)
+    tokens[:, 1:3] = torch.arange(32).view(16, 2)  # pairs that no other row has
+    features, weight = model.readout(model.hidden(tokens), tokens)
+    generator = torch.Generator().manual_seed(3)
+    wanted = torch.randn(16, 64, 37, generator=generator, dtype=torch.float64)
+    (torch.nn.functional.linear(features, weight) * wanted).sum().backward()
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+        assert grad is not None, name
+        assert grad.isfinite().all(), name
+        if name.endswith("embed.weight"):  # rows of a hash table that no token hits stay
+            grad = grad[(grad != 0).any(dim=1)]
+            assert len(grad) > 0.6 * len(parameter), name
+        assert (grad != 0).all(), name
 
 
-@pytest.mark.parametrize("pieces", [[12], [1] * 12, [5, 1, 1, 5], [3, 4, 5]])
-@pytest.mark.parametrize("overrides", VARIANTS[:6], ids=variant_id)
+PIECES = [[12], [1] * 12, [5, 1, 1, 5], [3, 4, 5]]
+CACHED = [(overrides, PIECES[2]) for overrides in VARIANTS]
+CACHED += [(overrides, pieces) for overrides in ({}, *MIXED) for pieces in PIECES]
+
+
+@pytest.mark.parametrize(("overrides", "pieces"), CACHED)
 def test_in_pieces_with_a_cache_as_all_at_once(
     overrides: dict[str, Any], pieces: list[int]
 ) -> None:
     model = tiny(**overrides)
-    tokens = some_tokens(3, 12)
-    cache = model.new_cache(3, 14)
+    tokens = some_documents(3, 12)
+    # with rope_ntk a cache has the base of its own length
+    cache = model.new_cache(3, 12 if "rope_ntk" in overrides else 14)
     with torch.no_grad():
         parts = [model(piece, cache=cache) for piece in tokens.split(pieces, dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-5, atol=1e-5)
@@ -110,23 +125,30 @@ def test_a_cache_refuses_what_does_not_fit() -> None:
     assert cache.num_tokens == 3
 
 
-def test_bfloat16_and_autocast_give_float32_logits_near_the_exact_ones() -> None:
-    exact = tiny(dtype=torch.float32)
-    tokens = some_tokens(2, 16)
+def test_a_cache_is_for_one_order_of_layers() -> None:
+    model = tiny(**RECUR)
+    cache = model.new_cache(2, 4)
+    assert len(cache.layers) == 7
+    model.set_layer_order(range(5))
+    with pytest.raises(ConfigError, match=r"made for layers \[0, 1, 2, 1, 2, 3, 4\]"):
+        model(some_tokens(2, 3), cache=cache)
+
+
+def test_the_stretch_of_a_cache_is_fixed_by_its_length() -> None:
+    """Keys are stored rotated: the base of the first token is that of the last."""
+    model = tiny(**NTK)
+    tokens = some_tokens(1, 8)
     with torch.no_grad():
-        wanted = exact(tokens)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            cast = exact(tokens)
-        half = tiny(dtype=torch.bfloat16)(tokens)
-    for logits in (cast, half):
-        assert logits.dtype == torch.float32
-        assert (logits - wanted).abs().mean() < 0.05 * wanted.abs().mean()
+        long, exact = (model(tokens[:, :4], cache=model.new_cache(1, n)) for n in (8, 4))
+        whole = model(tokens)[:, :4]
+    torch.testing.assert_close(long, whole, rtol=1e-5, atol=1e-5)
+    assert (long - exact).abs().max() > 1e-3
 
 
 def test_the_projections_of_one_input_receive_one_tensor() -> None:
     """Calibration collects the Hessian of q, k and v once because of this."""
-    model = tiny()
-    inputs = []
+    model = tiny(ln_scale=True)
+    inputs: list[Tensor] = []
     for layer in (model.blocks[0].attn.c_q, model.blocks[0].attn.c_k, model.blocks[0].attn.c_v):
         layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     model(some_tokens(1, 4))
@@ -140,65 +162,56 @@ def test_a_tied_model_has_one_table() -> None:
 
 def test_parameter_names_are_the_lineages() -> None:
     names = {name.replace(".1.", ".N.") for name in tiny(num_layers=2).state_dict()}
-    assert names >= {
+    assert names == {
         "tok_emb.weight", "skip_weights", "smear.gate",
         "bigram.embed.weight", "bigram.proj.weight", "bigram.scale",
-        "blocks.N.attn.c_q.weight", "blocks.N.attn.c_k.weight", "blocks.N.attn.c_v.weight",
-        "blocks.N.attn.proj.weight", "blocks.N.attn.q_gain", "blocks.N.mlp.fc.weight",
-        "blocks.N.mlp.proj.weight", "blocks.N.attn_scale", "blocks.N.mlp_scale",
-        "blocks.N.resid_mix",
+        *(name.replace("N", n) for n in "0N" for name in (
+            "blocks.N.attn.c_q.weight", "blocks.N.attn.c_k.weight", "blocks.N.attn.c_v.weight",
+            "blocks.N.attn.proj.weight", "blocks.N.attn.q_gain", "blocks.N.mlp.fc.weight",
+            "blocks.N.mlp.proj.weight", "blocks.N.attn_scale", "blocks.N.mlp_scale",
+            "blocks.N.resid_mix",
+        )),
     }  # fmt: skip
 
 
-def started(seed: int = 0) -> GPT:
-    model = build(CONFIG)
-    initialize(model, torch.Generator().manual_seed(seed), q_gain=2.0)
-    return model
+def test_a_variant_says_what_it_is_called() -> None:
+    assert len({variant_id(v) for v in PLAIN + SINGLE}) == len(PLAIN + SINGLE)
 
 
-def test_building_and_starting_leave_the_global_generator_alone() -> None:
-    before = torch.get_rng_state()
-    first, again, other = started(), started(), started(seed=1)
-    assert torch.equal(before, torch.get_rng_state())
-    same = [torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters(), strict=True)]
-    assert all(same)
-    assert not torch.equal(first.tok_emb.weight, other.tok_emb.weight)
+@pytest.mark.parametrize("overrides", [{}, LOGIT, *MIXED], ids=variant_id)
+def test_bfloat16_gives_float32_logits_and_gradients_near_the_exact_ones(
+    overrides: dict[str, Any],
+) -> None:
+    model = tiny(dtype=torch.float32, **overrides)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "emb" not in name:
+                parameter *= 0.4  # as drawn, the last bit of an input decides much of the output
+    tokens = some_documents(4, 32)
+
+    def passed() -> tuple[Tensor, Tensor]:
+        logits = model(tokens)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        return logits.detach(), torch.cat([grad.flatten() for grad in grads])
+
+    wanted, exact = passed()
+    model.compute_dtype = torch.bfloat16
+    assert model.hidden(tokens).dtype == torch.bfloat16
+    logits, grads = passed()
+    assert logits.dtype == grads.dtype == torch.float32
+    assert (logits - wanted).abs().mean() < 0.05 * wanted.abs().mean()
+    assert torch.nn.functional.cosine_similarity(grads, exact, dim=0) > 0.95
 
 
-def test_each_matrix_starts_by_its_own_rule() -> None:
-    model = started()
-    zero = {n for n, p in model.named_parameters() if p.ndim == 2 and not p.any()}
-    layers = range(CONFIG["num_layers"])
-    assert zero == {
-        "bigram.embed.weight",
-        *(f"blocks.{i}.attn.proj.weight" for i in layers),
-        *(f"blocks.{i}.mlp.proj.weight" for i in layers),
-    }
-    for name in ("blocks.0.attn.c_q", "blocks.0.attn.c_k", "blocks.4.mlp.fc", "bigram.proj"):
-        weight = model.get_parameter(f"{name}.weight").detach()
-        short = weight if weight.shape[0] < weight.shape[1] else weight.T
-        torch.testing.assert_close(
-            short @ short.T, torch.eye(len(short)), rtol=0, atol=1e-5, msg=name
-        )
-    assert 0.004 < model.tok_emb.weight.std() < 0.006
-    assert (model.blocks[2].attn.q_gain == 2.0).all()
-
-
-def test_a_new_model_learns_in_every_part() -> None:
-    """Zero starts must not lock each other: after some steps every parameter has moved."""
-    model = started()
-    start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    tokens = some_tokens(4, 33)
-    losses = []
-    for _ in range(4):
-        logits = model(tokens[:, :-1]).flatten(0, 1)
-        loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[0] == pytest.approx(np.log(37), abs=0.01)
-    assert losses[-1] < losses[0]
-    stuck = [n for n, p in model.named_parameters() if torch.equal(p.detach(), start[n])]
-    assert stuck == []
+def test_a_bfloat16_model_and_autocast_give_float32_logits() -> None:
+    exact = tiny(dtype=torch.float32)
+    tokens = some_tokens(2, 16)
+    with torch.no_grad():
+        wanted = exact(tokens)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = exact(tokens)
+        half = tiny(dtype=torch.bfloat16)(tokens)
+    for logits in (cast, half):
+        assert logits.dtype == torch.float32
+        assert (logits - wanted).abs().mean() < 0.05 * wanted.abs().mean()

@@ -9,11 +9,16 @@ from torch import Tensor
 from qpack.errors import CheckpointError, ConfigError
 from qpack.trainer.model.lineage import import_state
 
-from .test_gpt import VARIANTS, variant_id
 from .tiny import CONFIG, tiny
+from .variants import VARIANTS, variant_id
 
-UNSEEN = ("logit_softcap", "rope_base", "rope_dims", "train_seq_len")
+UNSEEN = (
+    "logit_softcap", "rope_base", "rope_dims", "train_seq_len", "rope_ntk", "smear_mask_bos",
+    "bos_token", "ln_scale", "mlp_slope", "document_mask", "layer_order",
+)  # fmt: skip
 """Configuration that no tensor tells."""
+HALF_SEEN = ("xsa_layers", "parallel", "parallel_from", "engram_heads")
+"""Told by tensors in some of the variants."""
 
 
 def state(**overrides: Any) -> dict[str, Tensor]:
@@ -24,10 +29,40 @@ def state(**overrides: Any) -> dict[str, Tensor]:
 def test_names_and_shapes_tell_the_configuration(overrides: dict[str, Any]) -> None:
     config = tiny(**overrides).config.to_dict()
     tensors = state(**overrides)
-    found, inferred = import_state(tensors, {key: config[key] for key in UNSEEN})
+    hints = {key: config[key] for key in (*UNSEEN, *HALF_SEEN) if key in config}
+    found, inferred = import_state(tensors, hints)
     assert inferred == config
     assert found.keys() == tensors.keys()
     assert all(found[name] is tensors[name] for name in found)
+
+
+def test_parts_of_blocks_tell_which_blocks() -> None:
+    told = {
+        "xsa_layers": [1, 4], "xsa_gated": True, "value_embed_layers": [0, 2],
+        "value_embed_dim": 5, "parallel": "routed", "parallel_from": 3, "skip_gates": True,
+        "trigram_vocab_size": 41, "trigram_dim": 3, "engram": "stem", "engram_rows": 23,
+        "engram_dim": 3, "engram_heads": 1,
+    }  # fmt: skip
+    _, config = import_state(state(**told), {})
+    assert {key: config[key] for key in told} == told
+    with pytest.raises(ConfigError, match=r"xsa_layers = \[1, 2\], but the tensors say \[1, 4\]"):
+        import_state(state(**told), {"xsa_layers": [1, 2]})
+
+
+def test_a_merge_of_lanes_needs_a_hint_where_they_begin() -> None:
+    tensors = state(parallel="lanes", parallel_from=3)
+    with pytest.raises(ConfigError, match=r"parallel = 'lanes', parallel_from = None"):
+        import_state(tensors, {})
+    _, config = import_state(tensors, {"parallel_from": 3})
+    assert (config["parallel"], config["parallel_from"]) == ("lanes", 3)
+
+
+def test_an_order_of_layers_is_told_by_a_hint_and_checked_by_the_skips() -> None:
+    tensors = state(layer_order=[0, 1, 2, 1, 2, 3, 4])
+    with pytest.raises(CheckpointError, match=r"skip_weights: shape \(3, 24\), expected \(2, 24\)"):
+        import_state(tensors, {})
+    _, config = import_state(tensors, {"layer_order": [0, 1, 2, 1, 2, 3, 4]})
+    assert config["layer_order"] == [0, 1, 2, 1, 2, 3, 4]
 
 
 def test_what_tensors_do_not_tell_has_the_lineages_defaults() -> None:

@@ -7,11 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qpack.trainer.model.attention import attend
-from qpack.trainer.model.bigram import bigram_rows
 from qpack.trainer.model.hashing import history
 from qpack.trainer.model.layers import Embedding, Linear, rms_norm, shift
 from qpack.trainer.model.masks import dense_mask
@@ -68,27 +65,6 @@ def test_attention_of_grouped_heads(heads: int, kv_heads: int, start: int, queri
                     q[b, h, t].numpy(), k[b, j, :seen].numpy(), v[b, j, :seen].numpy()
                 )
                 np.testing.assert_allclose(out[b, h, t].numpy(), wanted, rtol=1e-9, atol=1e-9)
-
-
-@given(
-    st.lists(st.integers(0, 65_535), min_size=1, max_size=12),
-    st.integers(2, 20_000),
-    st.integers(1, 12),
-)
-def test_bigram_rows_whole_or_in_two_pieces(tokens: list[int], rows: int, cut: int) -> None:
-    wanted = [reference.bigram_row(tokens, t, rows) for t in range(len(tokens))]
-    whole = torch.tensor([tokens])
-    assert bigram_rows(history(whole), rows).tolist() == [wanted]
-    first, second = whole[:, :cut], whole[:, cut:]
-    found = bigram_rows(history(first), rows).tolist()[0]
-    if second.numel():
-        found += bigram_rows(history(second, first, first.size(1)), rows).tolist()[0]
-    assert found == wanted
-
-
-def test_bigram_rows_by_hand() -> None:
-    # 108939 ^ 54382 = 97765 = 23 * 4095 + 3580; 181565 ^ 81573 = 261016 = 63 * 4095 + 3031
-    assert bigram_rows(history(torch.tensor([[2, 3, 5]])), 4096).tolist() == [[4095, 3580, 3031]]
 
 
 def test_smear_gate_mixes_with_the_position_before() -> None:

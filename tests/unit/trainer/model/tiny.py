@@ -38,3 +38,15 @@ def some_tokens(batch: int, length: int, *, vocab_size: int = 37, seed: int = 1)
     """(batch, length) int64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (batch, length), generator=generator)
+
+
+BOS = 5
+"""`bos_token` of the variants that have documents."""
+
+
+def some_documents(batch: int, length: int, *, seed: int = 1) -> Tensor:
+    """`some_tokens` with a document's beginning or two in each row, not at the same places."""
+    tokens = some_tokens(batch, length, seed=seed)
+    for row in range(batch):
+        tokens[row, [(3 + row) % length, (8 + 2 * row) % length]] = BOS
+    return tokens
