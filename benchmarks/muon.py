@@ -32,6 +32,7 @@ SHAPES = {(512, 512): 22, (256, 512): 22, (1536, 512): 11, (512, 1536): 11}
 """(rows, cols) -> how many: queries and outputs, keys and values, MLP in, MLP out."""
 LR, MOMENTUM = 0.025, 0.95
 RISE = (0.85, 0.875, 0.9, 0.925, 0.95)
+PLAIN = Rule()
 VARIANTS = {
     "polar_express": Rule(coefficients="polar-express"),
     "rows": Rule(normalization="rows"),
@@ -85,7 +86,7 @@ def torch_muon(params: list[nn.Parameter]) -> torch.optim.Muon:
     return torch.optim.Muon(params, lr=LR, momentum=MOMENTUM, weight_decay=0.0, nesterov=True)
 
 
-def our_muon(params: list[nn.Parameter], *, compiled: bool = False, rule: Rule = Rule()) -> Muon:
+def our_muon(params: list[nn.Parameter], *, compiled: bool = False, rule: Rule = PLAIN) -> Muon:
     return Muon(params, lr=LR, momentum=MOMENTUM, rule=rule, compiled=compiled)
 
 

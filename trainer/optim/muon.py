@@ -32,6 +32,7 @@ from .mousse import State
 from .sharding import Share, Wait
 from .update import Rule, accumulate, direction
 
+PLAIN = Rule()
 COMPILED_SHAPES = 64
 """Shapes of matrix that may be compiled for: dynamo gives up after 8 otherwise."""
 
@@ -95,7 +96,7 @@ class Muon(Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        rule: Rule = Rule(),  # noqa: B008  # frozen
+        rule: Rule = PLAIN,
         compiled: bool = False,
     ) -> None:
         """`params` as for any optimizer of torch; with names, state is saved under them.
