@@ -11,9 +11,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
 
 MAX_BLOCK = 8_192
+
+
+@triton.jit
+def _tanh(u):
+    # One rounding of 1: the capped logit is off by at most 4e-6, far below bfloat16's own step.
+    return 2.0 * tl.sigmoid(2.0 * u) - 1.0
 
 
 @triton.jit
@@ -30,7 +35,7 @@ def _kernel(
         inside = columns < vocab_size
         z = tl.load(logits_ptr + columns, mask=inside, other=0.0).to(tl.float32)
         if CAPPED:
-            z = softcap * libdevice.tanh(z / softcap)
+            z = softcap * _tanh(z / softcap)
         at_target += tl.sum(tl.where(columns == target, z, 0.0))
         z = tl.where(inside, z, -float("inf"))
         higher = tl.maximum(peak, tl.max(z))
@@ -48,7 +53,7 @@ def _kernel(
         z = tl.load(logits_ptr + columns, mask=inside, other=0.0).to(tl.float32)
         slope = 1.0
         if CAPPED:
-            bent = libdevice.tanh(z / softcap)
+            bent = _tanh(z / softcap)
             slope = 1.0 - bent * bent
             z = softcap * bent
         gradient = tl.exp(z - lse) - tl.where(columns == target, 1.0, 0.0)

@@ -92,10 +92,11 @@ def test_the_kernel_is_the_reference(vocab_size: int, cap: float) -> None:
     logits = 20 * torch.randn(300, vocab_size, generator=generator, device="cuda")
     targets = torch.randint(vocab_size, (300,), generator=generator, device="cuda")
     targets[5] = IGNORED
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 4e-3)):
+    # Of bfloat16, two steps: the two round to its neighbours where they differ in the last bits.
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2**-6)):
         for weights in (None, torch.rand(300, generator=generator, device="cuda")):
-            mine, theirs = logits.to(dtype), logits.to(dtype)
+            mine, theirs = (logits.to(dtype, copy=True) for _ in range(2))
             got = reduce_block(mine, targets, weights, cap)
             wanted = reduce_reference(theirs, targets, weights, cap)
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-3)
-            torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=1e-6)
+            torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=1e-5)
