@@ -45,18 +45,22 @@ class DataSection(Section):
     them in the run's folder."""
     val_text: Annotated[Paths, NotPaths(WORDS)] = ()
     """Held-out documents; none: every 20th of `text`."""
+    repeat: Mapping[str, Count] = Field(default_factory=dict)
+    """Times that the documents of a file of `text` are read in an epoch, by its name or a pattern
+    (`"fineweb.*" = 3`); others once. Held-out documents are not repeated."""
     documents_per_tokenizer: Count = 20_000
     """Most documents that a new tokenizer is trained on."""
     order: Literal["random", "listed", "easy", "hard"] = "random"
-    """Order of the shards. `easy`, `hard`: by perplexity under a bigram model of a sample."""
+    """`random` mixes the windows of all shards; otherwise shards are read one after another, as
+    listed or by perplexity under a bigram model of a sample, lowest or highest first."""
     windows: Literal["shuffled", "stride", "documents"] = "shuffled"
     """How sequences are cut: disjoint windows in random order, the same visited by a stride coprime
-    to their number, or each beginning with a document."""
+    to their number, or documents packed whole."""
     curriculum: Annotated[float, Field(ge=0)] = 0.0
     """Power P of the Markov curriculum: token weights 1 + P min(surprise x entropy / 5, 1), divided
     by their mean. 0: off."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that tokenize; 0: one a core."""
+    """Threads that tokenize; 0: one a core."""
 
 
 class OptimSection(Section):

@@ -118,7 +118,6 @@ def prepare_run(
         config.data,
         vocab_size=gpt.vocab_size,
         folder=folder,
-        seed=config.loop.seed,
         progress=progress,
     )
     tokenizer = Tokenizer.load(data.tokenizer)

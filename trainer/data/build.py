@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,12 @@ def build_data(request: Request, folder: Path, *, force: bool, progress: Progres
     if request.tokenizer is None:
         trained = _train_tokenizer(request, text, folder / TOKENIZER, progress)
     tokenizer = Tokenizer.load(request.tokenizer or folder / TOKENIZER)
-    total = sum(source.num_bytes for source in (*text, *val_text)) or None
-    with progress.stage("tokenize", total=total, unit="B") as task:
+    repeated = [(source, request.times(source)) for source in text]
+    total = sum(source.num_bytes * times for source, times in repeated)
+    total += sum(source.num_bytes for source in val_text)
+    with progress.stage("tokenize", total=total or None, unit="B") as task:
         written = write_parts(
-            _stream(text, val_text, request.val_every, task),
+            _stream(repeated, val_text, request.val_every, task),
             tokenizer,
             folder,
             parts=_parts(request),
@@ -135,6 +138,17 @@ def _check(request: Request, text: list[Source], val_text: list[Source]) -> None
         raise ConfigError("every document would be held out", hint="hold out every 2nd or fewer")
     if not text and not val_text:
         raise DataError("there is no text", hint="give at least one file")
+    unused = [
+        f"repeat: {pattern!r} matches no file of text"
+        for pattern, _ in request.repeat
+        if not any(fnmatchcase(source.name, pattern) for source in text)
+    ]
+    if unused:
+        raise ConfigError(
+            "files to repeat are not there",
+            items=unused,
+            hint=f"files of text: {', '.join(source.name for source in text)}",
+        )
     both = {source.path for source in text} & {source.path for source in val_text}
     if both:
         raise DataError(
@@ -169,16 +183,24 @@ def _built(folder: Path, manifest: dict[str, Any], tokenizer: Path | None) -> Bu
 
 
 def _stream(
-    text: Iterable[Source], val_text: Sequence[Source], val_every: int, task: Task
+    text: Iterable[tuple[Source, int]],
+    val_text: Sequence[Source],
+    val_every: int,
+    task: Task,
 ) -> Iterator[Part]:
-    """All documents with their part; `task` advances by the bytes read."""
+    """All documents with their part, those of `text` as often as said, held-out ones once; `task`
+    advances by the bytes read."""
     every = 0 if val_text else val_every
     index = 0
-    for source in text:
-        for document in _watched(source, task):
-            held_out = every > 0 and index % every == every // 2
-            index += 1
-            yield VAL if held_out else TRAIN, document
+    for source, times in text:
+        first = index
+        for turn in range(times):
+            index = first
+            for document in _watched(source, task):
+                held_out = every > 0 and index % every == every // 2
+                index += 1
+                if not (held_out and turn):
+                    yield VAL if held_out else TRAIN, document
     for source in val_text:
         for document in _watched(source, task):
             yield VAL, document
@@ -200,7 +222,7 @@ def _train_tokenizer(
     total = sum(source.num_bytes for source in text) or None
     with progress.stage("sample text", total=total, unit="B") as task:
         every = 0 if request.val_text else request.val_every
-        parts = _stream(text, (), every, task)
+        parts = _stream([(source, 1) for source in text], (), every, task)
         sample = sample_documents(
             (document.text for part, document in parts if part == TRAIN),
             most_documents=request.documents_per_tokenizer,

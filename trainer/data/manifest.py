@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Request:
     """None: every `val_every`-th document of `text`, from the middle of the first run on."""
     val_every: int = HELD_OUT
     """0, without `val_text`: nothing is held out."""
+    repeat: tuple[tuple[str, int], ...] = ()
+    """Names or patterns of files of `text`, and how often their documents are read; else once."""
     tokenizer: Path | None = None
     """None: one of `vocab_size` pieces is trained."""
     vocab_size: int | None = None
@@ -45,6 +48,11 @@ class Request:
     workers: int = 0
     """threads; 0: one a core. Not a matter of what is made."""
 
+    def times(self, source: Source) -> int:
+        """How often the documents of a training source are read."""
+        found = [count for pattern, count in self.repeat if fnmatchcase(source.name, pattern)]
+        return found[0] if found else 1
+
 
 def identity(
     request: Request, text: Sequence[Source], val_text: Sequence[Source], progress: Progress
@@ -52,10 +60,13 @@ def identity(
     """What decides every byte of the shards, as JSON carries it."""
     sources = [*text, *val_text]
     with progress.stage("read", total=sum(s.num_bytes for s in sources) or None, unit="B") as task:
-        digests = []
+        digests: list[dict[str, Any]] = []
         for source in sources:
             digests.append({"name": source.name, "sha256": _digest(source)})
             task.advance(source.num_bytes)
+    for source, row in zip(text, digests, strict=False):
+        if request.times(source) > 1:
+            row["times"] = request.times(source)
     training = {
         "vocab_size": request.vocab_size,
         "documents": request.documents_per_tokenizer,

@@ -98,6 +98,8 @@ def _check_section(section: DataSection) -> None:
         problems.append("val, val_text: give one of them")
     if section.tokenizer is None and (section.train or section.val):
         problems.append("tokenizer: missing (the SentencePiece model of the shards)")
+    if section.repeat and not section.text:
+        problems.append("repeat: is for documents, give text")
     if not section.train and not section.text:
         problems.append("train, text: give one of them")
     if problems:
@@ -115,6 +117,7 @@ def _make(
         text=section.text,
         val_text=section.val_text,
         val_every=0 if section.val else HELD_OUT,
+        repeat=tuple(section.repeat.items()),
         tokenizer=section.tokenizer,
         vocab_size=vocab_size,
         documents_per_tokenizer=section.documents_per_tokenizer,

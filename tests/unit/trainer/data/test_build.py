@@ -148,6 +148,28 @@ def test_too_few_documents_to_hold_one_out(tmp_path: Path, model_path: Path) -> 
     assert not (tmp_path / "out/manifest.json").exists()
 
 
+def test_files_are_read_as_often_as_asked_and_held_out_ones_once(
+    tmp_path: Path, text: Path
+) -> None:
+    other = write_text(tmp_path / "b.jsonl", [f"{line} Again." for line in TEXTS])
+    once = build(tmp_path / "once", text, other)
+    twice = build(tmp_path / "twice", text, other, repeat=(("b.*", 3),), tokenizer=once.tokenizer)
+    decoded = [
+        Tokenizer.load(once.tokenizer).decode(read_shard(built.train[0]).tolist())
+        for built in (once, twice)
+    ]
+    assert decoded[1].count("Again.") == 3 * decoded[0].count("Again.") > 0
+    assert len(decoded[1]) < 3 * len(decoded[0])
+    assert read_shard(once.val[0]).tolist() == read_shard(twice.val[0]).tolist()
+    assert [row.get("times") for row in twice.report["text"]] == [None, 3]
+
+
+def test_a_file_to_repeat_must_be_there(tmp_path: Path, text: Path) -> None:
+    with pytest.raises(ConfigError, match="files to repeat") as caught:
+        build(tmp_path / "out", text, repeat=(("fineweb*", 2), ("a.jsonl", 2)))
+    assert caught.value.items == ("repeat: 'fineweb*' matches no file of text",)
+
+
 def test_wrong_requests(tmp_path: Path, text: Path) -> None:
     with pytest.raises(ConfigError, match="give a tokenizer"):
         build(tmp_path / "out", text, vocab_size=None)
