@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,26 @@ def test_complaints(line: str, expected: str | None) -> None:
 def test_commands_are_found_in_code_alone() -> None:
     text = "qpack is a tool.\n`qpack doctor` and `qpack.load`\n```\n$ qpack pack \\\n  m\nls\n```\n"
     assert list(commands(text)) == ["qpack pack    m", "qpack doctor"]
+
+
+PYTHON = re.compile(r"^```python\n(import torch.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def test_whole_python_examples_run(tmp_path: Path) -> None:
+    """Examples that begin with their imports are programs."""
+    programs = [
+        program
+        for document in DOCUMENTS
+        for program in PYTHON.findall(document.read_text(encoding="utf-8"))
+    ]
+    assert len(programs) == 1
+    for program in programs:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "model.pyz").is_file()

@@ -52,3 +52,12 @@ def test_results_say_where_they_come_from(path: Path) -> None:
     assert not result["commit"].endswith("+"), "measured on an uncommitted tree"
     assert result["hardware"]["processor"]
     assert result["packages"]["torch"]
+
+
+def test_the_options_are_those_of_the_declarations() -> None:
+    spec = importlib.util.spec_from_file_location("options", ROOT / "docs" / "options.py")
+    assert spec is not None
+    assert spec.loader is not None
+    options = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(options)
+    assert options.OUT.read_text("ascii") == options.render(), "run python docs/options.py --write"
