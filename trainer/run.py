@@ -110,6 +110,7 @@ def prepare_run(
     device, reason = choose(config.loop.device)
     gpt = config.model_config_of_gpt()
     rows_per_pass(config)
+    _attention(config, device)
     if config.loop.tensorboard:
         check_tensorboard()
     _check_folder(folder, resume=resume, force=force)
@@ -188,7 +189,7 @@ def _assemble(
     dtype = torch.bfloat16 if half else torch.float32
     model.compute_dtype = dtype if half else None
     model.attention_backend = _attention(config, device)
-    compiled = loop.compile == "on" or (loop.compile == "auto" and device.type == "cuda")
+    compiled = _compiled(config, device)
     rows = rows_per_pass(config)
     loader = Loader(
         [read_shard(path) for path in data.train],
@@ -232,12 +233,24 @@ def _assemble(
     )
 
 
+def _compiled(config: TrainConfig, device: torch.device) -> bool:
+    choice = config.loop.compile
+    return choice == "on" or (choice == "auto" and device.type == "cuda")
+
+
 def _attention(config: TrainConfig, device: torch.device) -> str:
+    """Raises `ConfigError` for FlexAttention where it could not be trained with."""
+    possible = device.type == "cuda" and _compiled(config, device)
     choice = config.loop.attention
+    if choice == "flex" and not possible:
+        raise ConfigError(
+            "loop.attention = 'flex' needs a CUDA device and compiling",
+            items=[f"device {device}, loop.compile = {config.loop.compile!r}"],
+            hint="use 'auto' or 'sdpa'",
+        )
     if choice != "auto":
         return choice
-    masked = bool(config.model.get("document_mask"))
-    return "flex" if masked and device.type == "cuda" else "sdpa"
+    return "flex" if possible and config.model.get("document_mask") else "sdpa"
 
 
 def _validation(data: Prepared) -> NDArray[np.uint16] | None:

@@ -356,6 +356,8 @@ def test_bad_input_is_found_before_the_first_step(
             ({"data": {"train": [tmp_path / "missing.bin"]}}, DataError, "missing"),
             ({"loop": {"device": "tpu"}}, ConfigError, "unknown device"),
             ({"loop": {"batch_tokens": 100}}, ConfigError, "multiple of sequence"),
+            ({"loop": {"attention": "flex"}}, ConfigError, "needs a CUDA device and compiling"),
+            ({"average": {"ship": "best"}, "pack": {"budget": 9}}, ConfigError, "there is none"),
         )
     ):
         with pytest.raises(error, match=message):
