@@ -78,8 +78,9 @@ def write_shard(path: Path, tokens: NDArray[np.uint16], *, force: bool = False) 
     write_atomic(path, render_shard(tokens), force=force)
 
 
-def check_vocab(tokens: NDArray[np.uint16], vocab_size: int, path: Path | str) -> None:
-    """Raise `DataError` unless every token is below `vocab_size`; `path` names them in it."""
+def check_vocab(tokens: NDArray[np.uint16], vocab_size: int, path: Path | str) -> int:
+    """The largest token. Raises `DataError` unless all are below `vocab_size`; `path` names them in
+    it."""
     bad, worst, first = 0, 0, -1
     for start in range(0, tokens.size, CHUNK_TOKENS):
         chunk = tokens[start : start + CHUNK_TOKENS]
@@ -87,13 +88,14 @@ def check_vocab(tokens: NDArray[np.uint16], vocab_size: int, path: Path | str) -
         if beyond.size:
             first = first if bad else start + int(beyond[0])
             bad += beyond.size
-            worst = max(worst, int(chunk.max()))
+        worst = max(worst, int(chunk.max()))
     if bad:
         raise DataError(
             f"{path}: {bad:,} of {tokens.size:,} tokens are beyond the vocabulary of"
             f" {vocab_size:,} (largest {worst:,}, first at position {first:,})",
             hint="give the shard that was written with this model's tokenizer",
         )
+    return worst
 
 
 def sha256_file(path: Path) -> str:

@@ -151,23 +151,29 @@ def check_shards(paths: Sequence[Path], vocab_size: int, *, progress: Progress =
     """Read every token of every shard. Raises `DataError` that names all that cannot be used."""
     with progress.stage("check shards", total=len(paths), unit="shards") as task:
 
-        def problem(path: Path) -> str | None:
+        def look(path: Path) -> int | str:
             try:
-                check_vocab(read_shard(path), vocab_size, path)
+                return check_vocab(read_shard(path), vocab_size, path)
             except DataError as error:
                 return error.message
             finally:
                 task.advance()
-            return None
 
         with ThreadPoolExecutor() as pool:
-            problems = [text for text in pool.map(problem, paths) if text is not None]
+            found = list(pool.map(look, paths))
+    problems = [answer for answer in found if isinstance(answer, str)]
     if problems:
         raise DataError(
             f"{len(problems)} of {len(paths)} shards cannot be used",
             items=problems,
             hint=f"give shards of a tokenizer of {vocab_size:,} pieces, or set model.vocab_size",
         )
+    for path, largest in zip(paths, found, strict=True):
+        if isinstance(largest, int) and largest < vocab_size // 2:
+            progress.warn(
+                f"{path.name}: no token is above {largest:,} of a vocabulary of {vocab_size:,};"
+                " was it made with another tokenizer?"
+            )
 
 
 def _check_apart(train: Iterable[Path], val: Iterable[Path]) -> None:

@@ -117,6 +117,15 @@ def test_every_bad_shard_is_named(tmp_path: Path, model_path: Path) -> None:
     assert "model.vocab_size" in (caught.value.hint or "")
 
 
+def test_a_shard_of_a_smaller_vocabulary_is_doubted(tmp_path: Path, model_path: Path) -> None:
+    progress = Notes()
+    keys = {"train": shard(tmp_path / "a.bin", top=100), "val": shard(tmp_path / "b.bin")}
+    prepare(tmp_path, tokenizer=model_path, progress=progress, **keys)
+    (warning,) = progress.warnings
+    assert warning.startswith("a.bin: no token is above 100 of a vocabulary of 320")
+    assert "made with another tokenizer?" in warning
+
+
 def test_patterns_that_match_nothing(tmp_path: Path, model_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.train: shards are missing") as caught:
         prepare(tmp_path, train=(tmp_path / "a*", tmp_path / "b*"), tokenizer=model_path)
