@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from qpack.errors import ConfigError
 from qpack.sections import Section, read_section
@@ -25,6 +25,10 @@ Positive = Annotated[float, Field(gt=0)]
 Slope = Annotated[float, Field(ge=0, le=1)]
 Indices = Annotated[tuple[Size, ...], Field(strict=False)]
 Slopes = Annotated[tuple[Slope, ...], Field(strict=False)]
+OneOrEach = Annotated[
+    Annotated[Slope, Tag("one")] | Annotated[Slopes, Tag("each")],
+    Discriminator(lambda value: "each" if isinstance(value, list | tuple) else "one"),
+]
 
 FIRST_KEYS = frozenset(
     (
@@ -102,7 +106,7 @@ class GPTConfig(Section):
     """Blocks whose values receive an embedding of their token."""
     value_embed_dim: Size = 0
     """Width of its table."""
-    mlp_slope: Slope | Slopes = 0.0
+    mlp_slope: OneOrEach = 0.0
     """Slope a of the MLP's leaky_relu(u; a)^2; 0: relu squared; a list: one for each block."""
     skip_gates: bool = False
     """U-Net skips are mixed in by a gate in place of being added."""
