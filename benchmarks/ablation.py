@@ -39,7 +39,7 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "relu squared in place of leaky relu squared": {"model": {"mlp_slope": 0.0}},
     "no SmearGate": {"model": {"smear_gate": False, "smear_mask_bos": False}},
     "RoPE on all dimensions, no LN scale": {"model": {"rope_dims": None, "ln_scale": False}},
-    "no parallel residuals": {"model": {"parallel": "off", "parallel_from": 0}},
+    "no parallel residuals": {"model": {"parallel": "off", "parallel_from": None}},
     "no U-Net skips": {"model": {"unet_skips": False, "skip_gates": False}},
 }
 """Row -> what it changes in the preset. The EMA's row needs no run: both weights are scored."""
