@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -112,3 +114,20 @@ def test_the_loop_of_pull_request_1959() -> None:
     assert phase.at == 0.35
     assert phase.layer_order[:8] == (0, 1, 2, 3, 4, 5, 3, 4)
     assert phase.layer_order[8:] == (5, 3, 4, 5, 6, 7, 8, 9, 10)
+
+
+def test_every_row_of_the_ablation_is_a_configuration(root: Path) -> None:
+    spec = importlib.util.spec_from_file_location("ablation", root / "benchmarks" / "ablation.py")
+    assert spec is not None
+    assert spec.loader is not None
+    ablation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ablation)
+    options = argparse.Namespace(
+        preset="h100-10min", train=["a"], val=["b"], tokenizer="c", seconds=45.0, device="cpu"
+    )
+    configs = [
+        TrainConfig.from_mapping(ablation.changed(options, switch, 0))
+        for switch in ablation.SWITCHES.values()
+    ]
+    assert all(config != configs[0] for config in configs[1:])
+    assert len(configs) >= 8
