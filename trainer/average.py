@@ -35,6 +35,7 @@ class Averages:
         self._ema: Tensors = {}
         self._swa: Tensors = {}
         self._ema_updates = self._swa_updates = 0
+        self._peak = 0.0  # largest factor of the learning rates so far
 
     @torch.no_grad()
     def update(self, *, step: int, progress: float, lr_scale: float) -> None:
@@ -47,7 +48,9 @@ class Averages:
             self._ema = self._moved(self._ema, 1.0 - self._decay())
             self._ema_updates += 1
         every = section.swa_every
-        if every and lr_scale < section.swa_below and (step + 1) % every == 0:
+        below = min(section.swa_below, self._peak)  # a rising factor (warm-up) does not count
+        self._peak = max(self._peak, lr_scale)
+        if every and lr_scale < below and (step + 1) % every == 0:
             self._swa = self._moved(self._swa, 1.0 / (self._swa_updates + 1))
             self._swa_updates += 1
 
@@ -102,6 +105,7 @@ class Averages:
         tensors = {
             "ema_updates": torch.tensor(self._ema_updates),
             "swa_updates": torch.tensor(self._swa_updates),
+            "peak": torch.tensor(self._peak, dtype=torch.float64),
         }
         for kind, average in (("ema", self._ema), ("swa", self._swa)):
             tensors |= {f"{kind}.{name}": tensor.clone() for name, tensor in average.items()}
@@ -113,8 +117,8 @@ class Averages:
         Raises CheckpointError that names every tensor that is missing or of no use.
         """
         weights = self._weights()
-        expected = ["ema_updates", "swa_updates"]
-        counts = {name: int(tensors[name]) for name in expected if name in tensors}
+        expected = ["ema_updates", "swa_updates", "peak"]
+        counts = {name: int(tensors[name]) for name in expected[:2] if name in tensors}
         for kind in ("ema", "swa"):
             if counts.get(f"{kind}_updates"):
                 expected += [f"{kind}.{name}" for name in weights]
@@ -131,3 +135,4 @@ class Averages:
             for kind in ("ema", "swa")
         )
         self._ema_updates, self._swa_updates = counts["ema_updates"], counts["swa_updates"]
+        self._peak = float(tensors["peak"])

@@ -18,10 +18,6 @@ from qpack import distributed
 
 from .config import LoopSection
 
-PACE_STEPS = 20
-"""Steps whose mean is the pace."""
-
-
 class Clock:
     """Steps and seconds used of a budget."""
 
@@ -44,19 +40,19 @@ class Clock:
         self._now = now
         self._began: float | None = None
         self._events: list[torch.cuda.Event] = []
-        self._recent: list[float] = []
 
     def start(self) -> None:
         """The steps begin, or go on after something that does not count."""
         self._began = self._now()
 
     def pause(self) -> None:
-        """Something begins that does not count: wait for the device first."""
+        """Something begins that does not count: wait for the device first. All ranks together."""
         self._events.clear()
         if self._cuda:
             torch.cuda.synchronize()
         self._advance()
         self._began = None
+        self._agree(stop=False)
 
     def tick(self, *, stop: bool = False) -> bool:
         """A step has been given to the device. Returns whether any rank wants to `stop`."""
@@ -67,16 +63,19 @@ class Clock:
             self._events.append(event)
             if len(self._events) > 1:
                 self._events.pop(0).synchronize()
-        before = self.seconds
         self._advance()
-        if distributed.world_size() > 1:
-            # One message: the others' clocks do not count, and any rank's wish to stop does.
-            mine = self.seconds if distributed.rank() == 0 else 0.0
-            state = torch.tensor([mine, float(stop)], dtype=torch.float64)
-            dist.all_reduce(state)
-            self.seconds, stop = float(state[0]), bool(state[1])
-        self._recent = [*self._recent[1 - PACE_STEPS :], self.seconds - before]
-        return stop
+        return self._agree(stop=stop)
+
+    def _agree(self, *, stop: bool) -> bool:
+        """Take rank 0's seconds; whether any rank wants to `stop`."""
+        if distributed.world_size() == 1:
+            return stop
+        # One message: the others' clocks do not count, and any rank's wish does.
+        mine = self.seconds if distributed.rank() == 0 else 0.0
+        state = torch.tensor([mine, float(stop)], dtype=torch.float64)
+        dist.all_reduce(state)
+        self.seconds = float(state[0])
+        return bool(state[1])
 
     def _advance(self) -> None:
         now = self._now()
@@ -95,8 +94,8 @@ class Clock:
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean of the last steps; 0 before the first."""
-        return sum(self._recent) / len(self._recent) if self._recent else 0.0
+        """Mean of all steps so far; 0 before the first."""
+        return self.seconds / self.steps if self.steps else 0.0
 
     @property
     def steps_left(self) -> float:

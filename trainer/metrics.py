@@ -81,5 +81,13 @@ def _board(folder: Path, after: int) -> Any:
 def _lines_until(path: Path, step: int) -> list[str]:
     if not path.exists():
         return []
-    lines = path.read_text("ascii").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = path.read_text("ascii", errors="replace").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and -1 < _step(line) <= step]
+
+
+def _step(line: str) -> int:
+    """Of a line; -1 where a crash or a disk has damaged it."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1

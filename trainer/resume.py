@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ FOLDER, STATE = "checkpoint", "state.json"
 SCHEMA = "qpack.training-state/1"
 PATH_KEYS = ("train", "val", "tokenizer", "text", "val_text", "workers")
 """Keys of `[data]` that say where or how fast, not what: contents are compared instead."""
+WATCHING_KEYS = (
+    "log_every", "checkpoint_every", "validations", "val_tokens", "tensorboard", "accumulate",
+)  # fmt: skip
+"""Keys of `[loop]` that change how a run is watched or cut into passes, not what it computes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,7 +52,8 @@ class Saved:
 def settings(config: TrainConfig) -> dict[str, Any]:
     """What decides the weights, as tables of JSON values; files count by content, not by name. Of
     `[pack]` only the grid, and only where training uses it."""
-    tables = config.model_dump(mode="json", exclude={"data": set(PATH_KEYS), "pack": True})
+    left_out = {"data": set(PATH_KEYS), "loop": set(WATCHING_KEYS), "pack": True}
+    tables = config.model_dump(mode="json", exclude=left_out)
     tables["model"] = config.model_config_of_gpt().to_dict()
     named = [str(path) for path in (*config.data.text, *config.data.val_text)]
     tables["data"]["text"] = [word for word in named if word in WORDS]
@@ -56,7 +62,10 @@ def settings(config: TrainConfig) -> dict[str, Any]:
         recipe = recipe.with_knob(config.pack.knob) if config.pack.knob else recipe
         shown = recipe.describe()
         shown.pop("name")
-        tables["pack"] = {"recipe": shown}
+        used = {"calib_tokens", "window"}
+        if config.average.ship == "best":
+            used |= {"budget", "form", "embed_tokenizer"}
+        tables["pack"] = config.pack.model_dump(mode="json", include=used) | {"recipe": shown}
     return tables
 
 
@@ -77,7 +86,7 @@ def save(folder: Path, saved: Saved, known: Mapping[str, str]) -> None:
     """Write a checkpoint into `folder`, the run's, with the fingerprint `known`."""
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
-    path = place / f"step_{saved.record['steps']:09d}.safetensors"
+    path = _free(place, int(saved.record["steps"]))
     contents = Contents(
         tensors=tuple(to_raw(name, tensor) for name, tensor in sorted(saved.tensors.items())),
         aliases={},
@@ -95,6 +104,12 @@ def save(folder: Path, saved: Saved, known: Mapping[str, str]) -> None:
     for old in place.glob("step_*.safetensors"):
         if old != path:
             old.unlink()
+
+
+def _free(place: Path, steps: int) -> Path:
+    """A name that no checkpoint has: the file that `state.json` names now must stay whole."""
+    names = (place / f"step_{steps:09d}_{i}.safetensors" for i in count())
+    return next(path for path in names if not path.exists())
 
 
 def saved_step(folder: Path) -> int | None:
@@ -134,7 +149,14 @@ def load(folder: Path, known: Mapping[str, str]) -> Saved:
 def _state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text("ascii"))
-        if state["schema"] == SCHEMA and isinstance(state["fingerprint"], dict):
+        texts, numbers = ("tensors", "sha256"), ("steps", "seconds")
+        if (
+            state["schema"] == SCHEMA
+            and isinstance(state["fingerprint"], dict)
+            and all(isinstance(state[key], str) for key in texts)
+            and all(isinstance(state[key], int | float) for key in numbers)
+            and "loss" in state
+        ):
             return dict(state)
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -107,7 +107,7 @@ def test_nothing_asked_for_is_nothing_kept() -> None:
     averages = Averages(net, AverageSection())
     (value,) = walk(averages, net, range(1))
     assert value_of(averages.candidates()["last"]) == pytest.approx(value)
-    assert set(averages.state_tensors()) == {"ema_updates", "swa_updates"}
+    assert set(averages.state_tensors()) == {"ema_updates", "swa_updates", "peak"}
 
 
 def test_candidates_are_copies_in_the_models_dtype() -> None:
@@ -157,3 +157,11 @@ def test_averages_of_another_model_are_refused_by_name() -> None:
     with pytest.raises(CheckpointError) as caught:
         averages.load_state_tensors(saved)
     assert caught.value.items == ("ema.gain: missing", "ema.other: unknown")
+
+
+def test_weights_of_the_warm_up_are_in_no_swa() -> None:
+    net = Net()
+    averages = Averages(net, AverageSection(swa_every=1, swa_below=0.5))
+    for step, scale in enumerate((0.2, 0.4, 1.0, 1.0, 0.4)):
+        averages.update(step=step, progress=step / 5, lr_scale=scale)
+    assert int(averages.state_tensors()["swa_updates"]) == 1

@@ -34,6 +34,8 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path: Path) -> None:
     with Metrics(tmp_path) as written:
         for step in (10, 20, 30):
             written.log(step, float(step), loss=1.0)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text("not a line\n" + text)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "sec')  # the crash was here
     with Metrics(tmp_path, after=20) as written:

@@ -32,7 +32,7 @@ def saved(steps: int) -> Saved:
         "optim.step": torch.tensor(steps),
         "model.half": torch.randn(5, generator=generator).bfloat16(),
     }
-    return Saved(tensors=tensors, record={"steps": steps, "seconds": 1.5})
+    return Saved(tensors=tensors, record={"steps": steps, "seconds": 1.5, "loss": None})
 
 
 KNOWN = {"loop.max_steps": "5", "data file 0 (a.bin)": "f" * 64}
@@ -66,9 +66,12 @@ def test_a_crash_before_the_new_state_leaves_the_old(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("qpack.trainer.resume.write_atomic", crash)
-    with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, saved(6), KNOWN)
-    assert load(tmp_path, KNOWN).record["steps"] == 3
+    for steps in (6, 3):  # the same step again has a file of its own
+        other = Saved(tensors={"x": torch.ones(steps)}, record=saved(steps).record)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, other, KNOWN)
+        assert load(tmp_path, KNOWN).record["steps"] == 3
+        assert load(tmp_path, KNOWN).tensors.keys() == saved(3).tensors.keys()
 
 
 def test_every_difference_is_named(tmp_path: Path) -> None:
@@ -90,9 +93,11 @@ def test_nothing_there_or_damaged(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
     with pytest.raises(CheckpointError, match="missing or damaged"):
         load(tmp_path, KNOWN)
-    (tmp_path / FOLDER / STATE).write_text(json.dumps({"schema": "other"}))
-    with pytest.raises(CheckpointError, match="not the state of a run"):
-        load(tmp_path, KNOWN)
+    state = json.loads((tmp_path / FOLDER / STATE).read_text())
+    for damage in ({"schema": "other"}, {**state, "steps": "many"}, {**state, "tensors": None}, []):
+        (tmp_path / FOLDER / STATE).write_text(json.dumps(damage))
+        with pytest.raises(CheckpointError, match="not the state of a run"):
+            load(tmp_path, KNOWN)
 
 
 def test_the_fingerprint_names_settings_and_contents_not_places(tmp_path: Path) -> None:
