@@ -18,6 +18,7 @@ from qpack import distributed
 
 from .config import LoopSection
 
+
 class Clock:
     """Steps and seconds used of a budget."""
 

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from qpack.errors import ConfigError
 from qpack.packing import PackSection
 from qpack.sections import NotPaths, Section, read_section
 
 from .model.config import GPTConfig
+from .rules import contradictions, problems_of_model
 
 WORDS = ("standard-library",)
 """Sources of text that are no files."""
@@ -159,6 +160,12 @@ class QatSection(Section):
     soft_rounding: tuple[Positive, Positive] | None = Field(default=None, strict=False)
     """Sharpness at the start and at the end; none: straight-through rounding."""
 
+    @model_validator(mode="after")
+    def _has_a_start(self) -> QatSection:
+        if self.model_fields_set and not self.enabled:
+            raise ValueError("give start_lr_scale, start_progress or start_step, or no qat at all")
+        return self
+
     @property
     def enabled(self) -> bool:
         """Whether any start is given."""
@@ -234,7 +241,7 @@ class LoopSection(Section):
     """Also write TensorBoard files (extra `tensorboard`)."""
     q_gain: Positive = 1.5
     """Starting gain of the queries."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the starting weights and of the order of the data."""
 
 
@@ -260,9 +267,30 @@ class TrainConfig(Section):
 
         Raises `ConfigError` naming every problem of every section, the model's included.
         """
-        read = read_section(cls, config, what="the training configuration")
-        read.model_config_of_gpt()
+        problems: list[str] = []
+        try:
+            read = read_section(cls, config, what="the training configuration")
+            problems += read.problems()
+        except ConfigError as error:
+            problems += error.items
+            if isinstance(config.get("model"), Mapping):
+                problems += problems_of_model(config["model"])
+        if problems:
+            raise ConfigError("the training configuration cannot be used", items=problems)
         return read
+
+    def problems(self) -> list[str]:
+        """What sections that are well formed alone contradict in each other, and the model."""
+        found = [*problems_of_model(self.model), *contradictions(self)]
+        if found:
+            return found
+        for number, phase in enumerate(self.phase):
+            order = {"layer_order": list(phase.layer_order)}
+            bad = problems_of_model({**self.model, **order})
+            if len(phase.layer_order) > len(self.phase[-1].layer_order):
+                bad.append("layer_order: longer than the last phase's")
+            found += [f"phase.{number}: {problem}" for problem in bad]
+        return found
 
     def model_config_of_gpt(self) -> GPTConfig:
         """The architecture that is trained: with phases, the last one's order of layers."""
@@ -270,22 +298,3 @@ class TrainConfig(Section):
         if self.phase:
             table["layer_order"] = list(self.phase[-1].layer_order)
         return GPTConfig.from_mapping(table)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TrainConfig:
-        if self.phase and self.model.get("layer_order") is not None:
-            raise ValueError("model.layer_order: the last phase sets it; drop one of the two")
-        for earlier, later in pairwise(self.phase):
-            for start in ("at", "step"):
-                a, b = getattr(earlier, start), getattr(later, start)
-                if a is not None and b is not None and a >= b:
-                    raise ValueError(f"phase: {start} = {a} comes before {start} = {b}, not after")
-        if not self.data.train and not self.data.text:
-            raise ValueError("data: give train (shards) or text (documents)")
-        if self.data.train and self.data.text:
-            raise ValueError("data: train and text contradict; give one")
-        if self.data.train and self.data.tokenizer is None:
-            raise ValueError("data.tokenizer: missing (the SentencePiece model of the shards)")
-        if (self.qat.enabled or self.average.ship == "best") and self.pack is None:
-            raise ValueError("pack: missing; qat and average.ship = 'best' use its recipe")
-        return self

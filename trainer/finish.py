@@ -6,15 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from qpack.checkpoint import Checkpoint, write_checkpoint
 from qpack.distributed import barrier, rank, world_size
 from qpack.eval.bpb import Score
 from qpack.tokens import sha256_file
 
 from .metrics import Metrics
+from .model.config import GPTConfig
 from .run import MODEL, Run, write_record
 from .ship import ship
 from .throughput import utilization
+
+SKIPS = ("skip_weights", "skip_gates")
+"""Tensors with a row for each skip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,18 +60,19 @@ def mfu_of(run: Run, tokens_per_second: float) -> float | None:
 def finish(run: Run, metrics: Metrics | None) -> TrainResult:
     """Ship: choose the weights, score them, write the checkpoint and the record."""
     config, clock = run.config, run.clock
-    run.model.set_layer_order(None)
+    run.model.set_layer_order(run.trained)
     choice = ship(run)
-    run.model.load_state_dict(choice.tensors)
+    shipped, tensors = as_trained(run, choice.tensors)
+    if run.qat is not None and run.qat_from is None:
+        run.progress.warn("late QAT never switched on: its start was not reached")
     path = run.folder / MODEL
     if rank() == 0:
-        tensors = {name: t.detach().cpu() for name, t in run.model.state_dict().items()}
         write_checkpoint(
             path,
             Checkpoint(
-                tensors=tensors,
+                tensors={name: t.detach().cpu().contiguous() for name, t in tensors.items()},
                 architecture="gpt",
-                config=run.model.config.to_dict(),
+                config=shipped.to_dict(),
                 aliases={},
                 name=run.folder.name,
                 tokenizer_sha256=run.tokenizer.sha256,
@@ -96,6 +103,24 @@ def finish(run: Run, metrics: Metrics | None) -> TrainResult:
     return result
 
 
+def as_trained(run: Run, tensors: dict[str, Tensor]) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Configuration and tensors of the model that was trained.
+
+    Where the run ended before its last phase, that is a shorter order of layers, with the skip
+    weights of as many steps: an order that was never trained is not shipped.
+    """
+    config, order = run.model.config, run.trained
+    if order is None or order == config.virtual_order:
+        return config, tensors
+    run.progress.warn(
+        f"the run ended before its last phase: the model has the {len(order)} steps of layers that"
+        f" it was trained with, not {len(config.virtual_order)}"
+    )
+    trained = GPTConfig.from_mapping({**config.to_dict(), "layer_order": list(order)})
+    cut = {name: t[: trained.num_skips] for name, t in tensors.items() if name in SKIPS}
+    return trained, {**tensors, **cut}
+
+
 def _record(run: Run, metrics: Metrics, result: TrainResult, rows: list[dict[str, Any]]) -> None:
     """Add the outcome to the metrics and to `train.json`."""
     if result.score is not None:
@@ -115,6 +140,8 @@ def _record(run: Run, metrics: Metrics, result: TrainResult, rows: list[dict[str
         "mfu": result.mfu,
         "loss": result.loss,
         "shipped": result.shipped,
+        "layer_order": None if run.trained is None else list(run.trained),
+        "qat_from": run.qat_from,
         "candidates": rows,
         "score": None
         if score is None

@@ -23,6 +23,7 @@ from qpack import distributed
 from qpack.distributed import rank, world_size
 from qpack.errors import ConfigError, ResourceError
 from qpack.progress import SILENT, Progress
+from qpack.quant.qat import ALL
 
 from . import resume as checkpoints
 from .config import TrainConfig
@@ -119,6 +120,7 @@ class _Loop:
         self.speed = 0.0
         self.mfu: float | None = None
         self.bpb: float | None = None
+        self.grad_norm: Tensor | None = None
 
     def train(self) -> None:
         """Train to the end of the budget."""
@@ -146,15 +148,19 @@ class _Loop:
         rate = lr_scale(
             run.config.schedule, step=step, progress=done, steps_left=run.clock.steps_left
         )
-        run.model.set_layer_order(run.order)
+        self._set_order()
         quantized: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if run.qat is not None:
             if run.qat.on_step(step, done, rate):
-                self._log(step, qat_mean_error=run.qat.mean_error())
+                errors, run.qat_from = run.qat.mean_error(), step
+                self._log(step, qat_mean_error=errors)
+                run.progress.note(
+                    f"step {step:,}: late QAT is on, mean |w - Q(w)| {errors[ALL]:.2e}"
+                )
             quantized = run.qat.quantized()
         with quantized:
             run.pending.append(run.passes(run.parts(step)))
-        run.optimizers.step(lr_scale=rate, step=step)
+        self.grad_norm = run.optimizers.step(lr_scale=rate, step=step)
         run.averages.update(step=step, progress=done, lr_scale=rate)
         stop = run.clock.tick(stop=wish.stop)
         if run.clock.steps % run.config.loop.log_every == 0:
@@ -163,6 +169,16 @@ class _Loop:
             self._save()
             raise KeyboardInterrupt
         self._pauses(done)
+
+    def _set_order(self) -> None:
+        """Run the layers in the order that is due, and say when it changes."""
+        run = self.run
+        order = run.order
+        run.model.set_layer_order(order)
+        if order is not None and run.trained not in (None, order):
+            run.progress.note(f"step {run.clock.steps:,}: {len(order)} steps of layers from now on")
+            self._log(run.clock.steps, layer_order=list(order))
+        run.trained = order
 
     def _pauses(self, before: float) -> None:
         """What happens now and then between steps, off the clock."""
@@ -205,16 +221,17 @@ class _Loop:
         values: dict[str, Any] = {"loss": run.loss}
         if rate is not None:
             values["lr_scale"] = rate
+        if self.grad_norm is not None:
+            values["grad_norm"] = float(self.grad_norm)
         self._log(run.clock.steps, **values, tokens_per_second=round(speed, 1), mfu=self.mfu)
 
     def _check(self) -> Tensor:
         """Losses not logged yet, means over ranks, on the CPU. Raises when one is not finite."""
         run = self.run
-        losses = torch.stack(run.pending).double() if run.pending else torch.zeros(0)
+        losses = torch.stack(run.pending).cpu().double() if run.pending else torch.zeros(0)
         if world_size() > 1 and len(losses):
-            dist.all_reduce(losses := losses.cpu())
+            dist.all_reduce(losses)
             losses /= world_size()
-        losses = losses.cpu()
         bad = torch.nonzero(~losses.isfinite()).flatten()
         if len(bad):
             step = run.clock.steps - len(losses) + int(bad[0])

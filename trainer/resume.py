@@ -52,7 +52,7 @@ class Saved:
 def settings(config: TrainConfig) -> dict[str, Any]:
     """What decides the weights, as tables of JSON values; files count by content, not by name. Of
     `[pack]` only the grid, and only where training uses it."""
-    left_out = {"data": set(PATH_KEYS), "loop": set(WATCHING_KEYS), "pack": True}
+    left_out: dict[str, Any] = {"data": set(PATH_KEYS), "loop": set(WATCHING_KEYS), "pack": True}
     tables = config.model_dump(mode="json", exclude=left_out)
     tables["model"] = config.model_config_of_gpt().to_dict()
     named = [str(path) for path in (*config.data.text, *config.data.val_text)]

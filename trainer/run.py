@@ -70,6 +70,10 @@ class Run:
     """the fingerprint that a resumed run must share"""
     record: dict[str, Any]
     """what `train.json` says"""
+    trained: tuple[int, ...] | None = None
+    """the order of layers of the last step"""
+    qat_from: int | None = None
+    """step at which late QAT switched on"""
     loss: float = math.nan
     """mean of the losses looked at last, nats a token"""
     pending: list[Tensor] = field(default_factory=list)
@@ -307,7 +311,13 @@ def snapshot(run: Run) -> checkpoints.Saved:
     if run.pending:
         tensors["loop.pending"] = torch.stack(run.pending)
     loss = run.loss if math.isfinite(run.loss) else None
-    record = {"steps": run.clock.steps, "seconds": run.clock.seconds, "loss": loss}
+    record = {
+        "steps": run.clock.steps,
+        "seconds": run.clock.seconds,
+        "loss": loss,
+        "trained": None if run.trained is None else list(run.trained),
+        "qat_from": run.qat_from,
+    }
     return checkpoints.Saved(
         tensors={name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
         record=record,
@@ -327,6 +337,9 @@ def restore(run: Run, saved: checkpoints.Saved) -> None:
         run.qat.load_state_tensors(parts.get("qat", {}))
     pending = parts.get("loop", {}).get("pending")
     run.pending = [] if pending is None else list(pending.to(run.device))
+    trained = saved.record["trained"]
+    run.trained = None if trained is None else tuple(trained)
+    run.qat_from = saved.record["qat_from"]
     run.loss = math.nan if saved.record["loss"] is None else float(saved.record["loss"])
     run.clock.steps = int(saved.record["steps"])
     run.clock.seconds = float(saved.record["seconds"])

@@ -42,6 +42,11 @@ def ship(run: Run) -> Choice:
             scores[row["weights"]] = got = score_now(run)
             row["bpb"] = got.bpb
     name: str = run.config.average.ship
+    if name not in (*candidates, "best"):
+        run.progress.warn(
+            f"average.ship = {name!r}: that average never began; the last weights are shipped"
+        )
+        name = "last"
     if name == "best":
         name, details = _best(run, candidates)
         rows = [row | details.get(row["weights"], {}) for row in rows]

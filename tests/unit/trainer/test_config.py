@@ -8,6 +8,7 @@ import pytest
 
 from qpack.errors import ConfigError
 from qpack.trainer.config import TrainConfig
+from qpack.trainer.rules import unused
 
 MODEL: dict[str, Any] = {
     "vocab_size": 300,
@@ -60,12 +61,26 @@ def test_problems_of_all_sections_at_once() -> None:
 
 def test_problems_of_the_model_are_named_too() -> None:
     (problem,) = problems(model={"num_kv_head": 1})
-    assert problem.startswith('num_kv_head: unknown (did you mean "num_kv_heads"?)')
+    assert problem.startswith('model.num_kv_head: unknown (did you mean "num_kv_heads"?)')
 
 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
+        ({"qat": {"soft_rounding": [1.0, 2.0]}}, "give start_lr_scale, start_progress or"),
+        (
+            {
+                "qat": {"start_lr_scale": 0.1},
+                "schedule": {"floor": 0.3},
+                "pack": {"budget": 9},
+            },
+            "qat.start_lr_scale = 0.1: never reached, schedule.floor is 0.3",
+        ),
+        (
+            {"phase": [{"step": 10, "layer_order": [0, 1, 2]}]},
+            "phase.0: step = 10 is never reached (loop.max_steps = 10)",
+        ),
+        ({"loop": {"seed": 2**63}}, "loop.seed"),
         ({"loop": {"max_steps": None}}, "max_steps, max_seconds: give at least one"),
         ({"loop": {"batch_tokens": 1000}}, "must be a multiple of sequence x accumulate"),
         ({"loop": {"max_seconds": 5.0, "reserve_seconds": 5.0}}, "reserve_seconds must be below"),
@@ -89,6 +104,44 @@ def test_problems_of_the_model_are_named_too() -> None:
 )
 def test_contradictions(sections: dict[str, Any], message: str) -> None:
     assert any(message in problem for problem in problems(**sections))
+
+
+def test_the_model_is_looked_at_also_where_a_section_is_wrong() -> None:
+    found = problems(model={"num_kv_head": 1}, optim={"matrix_lrr": 1.0})
+    assert [item.partition(":")[0] for item in found] == ["optim.matrix_lrr", "model.num_kv_head"]
+
+
+def test_every_contradiction_at_once() -> None:
+    phases = [{"step": 20, "layer_order": [0, 1, 2]}, {"step": 10, "layer_order": [0, 1, 2]}]
+    found = problems(phase=phases, data={"train": []}, qat={"start_step": 1})
+    assert len(found) == 5
+
+
+def test_every_phase_is_checked_before_the_run() -> None:
+    phases = [
+        {"step": 2, "layer_order": [0, 1, 7]},
+        {"step": 4, "layer_order": [0, 1, 2, 1, 2]},
+        {"step": 6, "layer_order": [0, 1, 2, 2]},
+    ]
+    found = problems(phase=phases)
+    assert [item.partition(":")[0] for item in found] == ["phase.0", "phase.1"]
+    assert "7" in found[0]
+    assert "longer than the last phase's" in found[1]
+
+
+def test_given_and_unused_settings_are_named() -> None:
+    config = TrainConfig.from_mapping(
+        with_(
+            optim={"matrix": "adamw", "precondition": "mousse-kronecker", "normalize": "rows"},
+            average={"ema_warmup": True, "mix": 0.3},
+            loop={"reserve_seconds": 3.0},
+        )
+    )
+    assert [item.partition(":")[0] for item in unused(config)] == [
+        "optim.normalize", "optim.precondition", "average.ema_warmup", "average.mix",
+        "loop.reserve_seconds",
+    ]  # fmt: skip
+    assert unused(TrainConfig.from_mapping(LEAST)) == []
 
 
 def test_the_last_phase_is_the_models_order() -> None:
