@@ -17,8 +17,8 @@ from qpack.checkpoint import load
 from qpack.eval.bpb import score
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard
+from qpack.trainer.checks import MODEL, RECORD
 from qpack.trainer.resume import PATH_KEYS
-from qpack.trainer.run import MODEL, RECORD
 
 TARGETS = 131_072
 CURVE = 10

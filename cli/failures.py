@@ -50,6 +50,13 @@ class Failure:
 
 def explain(error: BaseException) -> Failure:
     """The failure that `error` stands for."""
+    if isinstance(error, KeyboardInterrupt) and error.args:  # a run, with the way to go on
+        return Failure(
+            kind="Interrupted",
+            exit_code=EXIT_INTERRUPTED,
+            message="interrupted; what was finished is kept",
+            hint=str(error.args[0]),
+        )
     if isinstance(error, KeyboardInterrupt):
         return Failure(
             kind="Interrupted",

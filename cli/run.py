@@ -34,7 +34,7 @@ def run(
     from .show import show_pack
 
     document = read_document(config, overrides=overrides or ())
-    with resumable(output, resume_command("run", config, out, overrides)):
+    with resumable(resume_command("run", config, out, overrides)):
         outcome = run_stages(
             document,
             out,
@@ -48,3 +48,10 @@ def run(
         return  # one of several ranks under torchrun: the first one reports
     output.result(report, lambda: show_pack(report))
     output.next(f"qpack verify {report['path']} --sha256 {report['sha256']}")
+    trained = outcome.trained
+    if trained.validation is not None:
+        quality = report["quality"]
+        output.next(
+            f"qpack eval {report['path']} --tokens {trained.validation} --tokenizer"
+            f" {trained.tokenizer} --window {quality['window']} --max-tokens {quality['tokens']}"
+        )

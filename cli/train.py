@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def train(
     from .show import show_facts
 
     document = read_document(config, overrides=overrides or ())
-    with resumable(output, resume_command("train", config, out, overrides)):
+    with resumable(resume_command("train", config, out, overrides)):
         outcome = run_stages(
             document, out, pack=False, resume=resume, force=force, progress=output.progress
         )
@@ -75,16 +76,19 @@ def train(
 
 
 @contextmanager
-def resumable(output: Output, command: str) -> Iterator[None]:
+def resumable(command: str) -> Iterator[None]:
     """Within: an interrupt says how to go on, with `command`."""
     try:
         yield
-    except KeyboardInterrupt:
-        output.next(command)
-        raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(command) from error
 
 
 def resume_command(name: str, config: str, out: Path, overrides: list[str] | None) -> str:
     """What to type to go on with a run."""
     changes = [word for change in overrides or () for word in ("--set", change)]
-    return shlex.join(["qpack", name, config, "-o", str(out), *changes, "--resume"])
+    program = ["qpack", name]
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1 and name == "train":
+        program = ["torchrun", f"--nproc_per_node={ranks}", "-m", "qpack.trainer"]
+    return shlex.join([*program, config, "-o", str(out), *changes, "--resume"])

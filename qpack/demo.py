@@ -49,7 +49,8 @@ def run_demo(
         Tokenizer.load(trained.tokenizer),
     )
     details = trained.details
-    progress.note(
+    tell = progress.note if report["bpb_decoded"] < baseline else progress.warn
+    tell(
         f"{details['steps']:,} steps of training; validation {report['bpb_decoded']:.4f} bits per"
         f" byte as packed, {baseline:.4f} for token frequencies alone"
     )

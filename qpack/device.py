@@ -38,6 +38,6 @@ def choose(name: str = "auto") -> tuple[torch.device, str]:
     if int(index or 0) >= num_devices:
         raise SetupError(
             f"device {name} is not available ({num_devices} of that kind found)",
-            hint="use --device cpu or --device auto",
+            hint="use cpu or auto",
         )
     return torch.device(name), "as asked"

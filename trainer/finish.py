@@ -13,9 +13,10 @@ from qpack.distributed import barrier, rank, world_size
 from qpack.eval.bpb import Score
 from qpack.tokens import sha256_file
 
+from .checks import MODEL
 from .metrics import Metrics
 from .model.config import GPTConfig
-from .run import MODEL, Run, write_record
+from .run import Run, write_record
 from .ship import ship
 from .throughput import utilization
 

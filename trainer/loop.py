@@ -33,7 +33,7 @@ from .metrics import Metrics
 from .optim.schedule import lr_scale
 from .run import Run, prepare_run, restore, score_now, snapshot
 
-DIVERGED = "lower the learning rates of [optim], clip harder, or set loop.dtype to float32"
+DIVERGED = "lower the learning rates of [optim] or clip harder"
 
 
 def train(
@@ -138,9 +138,9 @@ class _Loop:
                 self._step(wish)
                 task.advance(run.clock.seconds - before if timed else 1.0, note=self._note())
             run.clock.pause()
-        if run.pending:
-            self._look(rate=None)
-        self._save()  # what follows can be interrupted too
+            if run.pending:
+                self._look(rate=None)
+            self._save()  # what follows can be interrupted
 
     def _step(self, wish: Wish) -> None:
         run, step = self.run, self.run.clock.steps
@@ -257,6 +257,8 @@ class _Loop:
 
     def _kept(self) -> str:
         if self.good is None:
+            if self.run.config.loop.checkpoint_every:
+                return "no checkpoint was kept yet"
             return "no checkpoint was kept: set loop.checkpoint_every"
         return f"the checkpoint of step {self.good} is kept"
 

@@ -39,7 +39,7 @@ def build_qat(model: GPT, config: TrainConfig, calibration: Path | None = None) 
         tokens = read_shard(calibration)[: pack.calib_tokens]
         device = next(model.parameters()).device
         with exact(model):
-            batches = token_batches(tokens, config.loop.sequence)
+            batches = token_batches(tokens, pack.window or config.loop.sequence)
             return collect(model, batches, fingerprint="in training", device=device)
 
     return LateQAT(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,8 @@ from torch import Tensor
 
 from qpack.artifact.writer import write_atomic
 from qpack.device import choose
-from qpack.distributed import rank, world_size
+from qpack.distributed import on_first, rank, world_size
 from qpack.environment import provenance
-from qpack.errors import ConfigError, InputError, OutputExistsError, ResourceError
 from qpack.eval.bpb import Score
 from qpack.progress import Progress
 from qpack.quant.qat import LateQAT
@@ -27,6 +27,14 @@ from qpack.tokens import read_shard
 
 from . import resume as checkpoints
 from .average import Averages
+from .checks import (
+    RECORD,
+    attention_backend,
+    check_data,
+    check_folder,
+    is_compiled,
+    rows_per_pass,
+)
 from .clock import Clock
 from .config import TrainConfig
 from .data.curriculum import Curriculum
@@ -38,11 +46,9 @@ from .model.gpt import GPT
 from .model.init import initialize
 from .optim.optimizers import Optimizers
 from .qat import build_qat
+from .rules import unused
 from .step import Micro, Order, Passes
 from .validate import validate
-
-MODEL, RECORD = "model.safetensors", "train.json"
-OUTPUTS = (MODEL, RECORD, "metrics.jsonl", checkpoints.FOLDER)
 
 
 @dataclass(slots=True)
@@ -114,10 +120,12 @@ def prepare_run(
     device, reason = choose(config.loop.device)
     gpt = config.model_config_of_gpt()
     rows_per_pass(config)
-    _attention(config, device)
+    attention_backend(config, device)
     if config.loop.tensorboard:
         check_tensorboard()
-    _check_folder(folder, resume=resume, force=force)
+    check_folder(folder, resume=resume, force=force)
+    for setting in unused(config):
+        progress.warn(f"{setting}: not used")
     model = GPT(gpt)
     data = prepare_data(
         config.data,
@@ -127,12 +135,9 @@ def prepare_run(
     )
     tokenizer = Tokenizer.load(data.tokenizer)
     tokenizer.check_model(gpt.vocab_size)
-    if config.average.ship == "best" and not data.val:
-        raise ConfigError(
-            "average.ship = 'best' chooses by validation text, and there is none",
-            hint="give data.val, or set average.ship to one of the averages",
-        )
-    known = checkpoints.fingerprint(config, [*data.train, *data.val, data.tokenizer])
+    check_data(config, gpt, data, tokenizer, progress)
+    files = [*data.train, *data.val, data.tokenizer]
+    known = on_first(lambda: checkpoints.fingerprint(config, files))
     saved = checkpoints.load(folder, known) if resume else None
     progress.note(f"training on {device} ({reason})")
     initialize(model, torch.Generator().manual_seed(config.loop.seed), q_gain=config.loop.q_gain)
@@ -144,39 +149,10 @@ def prepare_run(
             progress.note(f"late QAT leaves {name} as it is: {why}")
     if saved is not None:
         restore(run, saved)
-    elif rank() == 0:
+    elif rank() == 0:  # else a later resume could take an earlier run's checkpoint for this one's
+        shutil.rmtree(folder / checkpoints.FOLDER, ignore_errors=True)
         write_record(run)
     return run
-
-
-def rows_per_pass(config: TrainConfig) -> int:
-    """Sequences of one pass on one rank. Raises `ConfigError` when the batch cannot be shared."""
-    loop = config.loop
-    rows, left = divmod(loop.batch_tokens, loop.sequence * loop.accumulate * world_size())
-    if left or not rows:
-        raise ConfigError(
-            f"loop.batch_tokens = {loop.batch_tokens:,} cannot be shared by {world_size()} ranks",
-            items=[
-                f"sequence {loop.sequence:,} x accumulate {loop.accumulate} x ranks must divide it"
-            ],
-        )
-    return rows
-
-
-def _check_folder(folder: Path, *, resume: bool, force: bool) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"cannot make the folder {folder}: {error.strerror}") from error
-    there = [str(folder / name) for name in OUTPUTS if (folder / name).exists()]
-    if there and not (resume or force):
-        raise OutputExistsError(
-            "the folder holds a run already",
-            items=there,
-            hint="--resume goes on with it, --force starts anew",
-        )
-    if force and resume:
-        raise InputError("--resume and --force contradict each other")
 
 
 def _assemble(
@@ -192,8 +168,8 @@ def _assemble(
     half = loop.dtype == "bfloat16" or (loop.dtype == "auto" and device.type == "cuda")
     dtype = torch.bfloat16 if half else torch.float32
     model.compute_dtype = dtype if half else None
-    model.attention_backend = _attention(config, device)
-    compiled = _compiled(config, device)
+    model.attention_backend = attention_backend(config, device)
+    compiled = is_compiled(config, device)
     rows = rows_per_pass(config)
     loader = Loader(
         [read_shard(path) for path in data.train],
@@ -224,7 +200,12 @@ def _assemble(
         batches=Prefetcher(loader, parts=loop.accumulate, device=device),
         curriculum=curriculum,
         validation=_validation(data),
-        passes=Passes(model, tokens=rows * loop.sequence * loop.accumulate, compiled=compiled),
+        passes=Passes(
+            model,
+            masked=config.data.windows == "documents",
+            tokens=rows * loop.sequence * loop.accumulate,
+            compiled=compiled,
+        ),
         optimizers=Optimizers(model, config.optim, compiled=compiled),
         averages=Averages(model, config.average),
         qat=build_qat(model, config, data.train[0]),
@@ -235,26 +216,6 @@ def _assemble(
         known=known,
         record={},
     )
-
-
-def _compiled(config: TrainConfig, device: torch.device) -> bool:
-    choice = config.loop.compile
-    return choice == "on" or (choice == "auto" and device.type == "cuda")
-
-
-def _attention(config: TrainConfig, device: torch.device) -> str:
-    """Raises `ConfigError` for FlexAttention where it could not be trained with."""
-    possible = device.type == "cuda" and _compiled(config, device)
-    choice = config.loop.attention
-    if choice == "flex" and not possible:
-        raise ConfigError(
-            "loop.attention = 'flex' needs a CUDA device and compiling",
-            items=[f"device {device}, loop.compile = {config.loop.compile!r}"],
-            hint="use 'auto' or 'sdpa'",
-        )
-    if choice != "auto":
-        return choice
-    return "flex" if possible and config.model.get("document_mask") else "sdpa"
 
 
 def _validation(data: Prepared) -> NDArray[np.uint16] | None:

@@ -193,7 +193,7 @@ def choose_for(run: Run, candidates: Mapping[str, Mapping[str, Tensor]]) -> Verd
         calibration=read_shard(run.data.train[0])[: pack.calib_tokens],
         validation=run.validation,
         tokenizer=run.tokenizer,
-        window=config.loop.sequence,
+        window=pack.window or config.loop.sequence,
         max_tokens=config.loop.select_tokens,
         files=files,
     )

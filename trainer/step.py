@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from qpack.distributed import world_size
 from qpack.progress import Progress
 
 from .loss import nll_sum
@@ -26,7 +28,7 @@ Micro = tuple[Tensor, Tensor, Tensor | None]
 
 
 def micro_loss(
-    model: GPT, inputs: Tensor, targets: Tensor, weights: Tensor | None, share: float
+    model: GPT, inputs: Tensor, targets: Tensor, weights: Tensor | None, share: float | Tensor
 ) -> Tensor:
     """`share` times the sum of the weighted losses of (rows, sequence) targets, nats."""
     tokens = inputs.long()
@@ -43,23 +45,27 @@ def micro_loss(
 class Passes:
     """The passes of a step over its parts; `compiled` decides how they run."""
 
-    def __init__(self, model: GPT, *, tokens: int, compiled: bool) -> None:
-        """`tokens` is how many targets a step has on this rank."""
+    def __init__(self, model: GPT, *, tokens: int, masked: bool, compiled: bool) -> None:
+        """`tokens` is how many targets a step has on this rank; with `masked` some do not count."""
         self.model = model
         self.compiled = compiled
-        self._share = 1.0 / tokens
+        self._tokens, self._masked = tokens, masked
         if compiled:
             model.compile_regions()
 
     def __call__(self, parts: Iterable[Micro]) -> Tensor:
         """Gradients of the mean loss over the step's targets, added to the parameters'.
 
-        Returns that mean (0-d, on the device, not waited for). Targets that are not to be predicted
-        count as zero loss, so that the mean does not depend on how a batch is cut into parts.
+        Returns this rank's part of it (0-d, on the device, not waited for), of which the mean over
+        ranks is the mean over all targets that count. It does not depend on how a batch is cut.
         """
         total: Tensor | None = None
+        share: float | Tensor = 1.0 / self._tokens
+        if self._masked:
+            parts = list(parts)
+            share = 1.0 / _counted(parts)
         for inputs, targets, weights in parts:
-            loss = micro_loss(self.model, inputs, targets, weights, self._share)
+            loss = micro_loss(self.model, inputs, targets, weights, share)
             loss.backward()  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None, "a step has at least one part"
@@ -87,6 +93,15 @@ class Passes:
     def _forget(self) -> None:
         for parameter in self.model.parameters():
             parameter.grad = None
+
+
+def _counted(parts: Sequence[Micro]) -> Tensor:
+    """Targets that count in a step, a rank's mean over all ranks, on the device; at least 1."""
+    counted = torch.stack([(targets >= 0).sum() for _, targets, _ in parts]).sum().float()
+    if world_size() > 1:
+        dist.all_reduce(counted)
+        counted /= world_size()
+    return counted.clamp_min(1.0)
 
 
 def _wait(model: torch.nn.Module) -> None:

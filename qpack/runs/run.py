@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qpack import distributed
+from qpack.artifact.writer import write_atomic
 from qpack.errors import ConfigError, OutputExistsError, QpackError, ResourceError
 from qpack.pipeline import pack_checkpoint, write_report
 from qpack.progress import SILENT, Progress
@@ -25,6 +26,8 @@ from qpack.training import Checked, Trained, TrainRequest
 
 TRAIN, PACK, REPORT = "train", "pack", "report"
 """The stages, in order."""
+KEPT = (FILE, "data")
+"""Nothing of a run that has begun: the record, and data that another run could use."""
 ARTIFACTS = ("model.pyz", "model.qpk", "report.json", "report.md")
 """What is made of the model; stale once training begins again."""
 
@@ -52,6 +55,8 @@ class _Job:
     progress: Progress
     record: Record | None = None
     """on rank 0 alone"""
+    before: bytes | None = None
+    """what `run.json` was; None: not there"""
 
     @property
     def recorded(self) -> Record:
@@ -111,8 +116,8 @@ def _begin(job: _Job, *, pack: bool) -> tuple[Decision, Identity]:
     if job.resume:
         job.progress.note(_told(job.folder, decision, anew=anew))
     if decision != "skip":
-        for name in ARTIFACTS:
-            (job.folder / name).unlink(missing_ok=True)
+        path = job.folder / FILE
+        job.before = path.read_bytes() if path.exists() else None
         job.record.begin(TRAIN, identity)
     return decision, identity
 
@@ -175,10 +180,17 @@ def _train(job: _Job, start: Decision, identity: Identity) -> Trained:
         resume=start == "resume",
         force=job.force and start == "run",
     )
-    began = time.monotonic()
-    trained = job.document.trainer.train(request, progress=job.progress)
+    began, files = time.monotonic(), _files(job.folder)
+    try:
+        trained = job.document.trainer.train(request, progress=job.progress)
+    except QpackError:
+        if distributed.rank() == 0 and _files(job.folder) == files:
+            _put_back(job)
+        raise
 
     def finish() -> None:
+        for name in ARTIFACTS:
+            (job.folder / name).unlink(missing_ok=True)
         products = {
             "checkpoint": trained.checkpoint,
             "tokenizer": trained.tokenizer,
@@ -194,6 +206,22 @@ def _train(job: _Job, start: Decision, identity: Identity) -> Trained:
 
     distributed.on_first(finish)
     return trained
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """What a trainer has written: top-level names and when; not the record, nor made data."""
+    return {
+        path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name not in KEPT
+    }
+
+
+def _put_back(job: _Job) -> None:
+    """A run that was refused before it wrote anything was never begun."""
+    path = job.folder / FILE
+    if job.before is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_atomic(path, job.before, force=True)
 
 
 def _trained(folder: Path, result: Mapping[str, Any]) -> Trained:

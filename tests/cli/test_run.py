@@ -173,7 +173,7 @@ calibration = "{files.shard}"
 """)
     outcome = fresh_qpack("train", config, "-o", "out")
     assert (outcome.code, outcome.out) == (130, "")
-    assert f"next: qpack train {config} -o out --resume" in outcome.err.splitlines()
+    assert f"  fix: qpack train {config} -o out --resume" in outcome.err.splitlines()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["stages"]["train"] == {
         "done": False,
         **{
@@ -277,7 +277,7 @@ device = "cpu"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, ""), err
-    assert f"next: qpack train {config} -o parts --resume" in err.splitlines()
+    assert f"  fix: qpack train {config} -o parts --resume" in err.splitlines()
     changed = train("parts", "--resume", "--set", "loop.seed=1")
     assert changed.code == 3 and changed.error["items"] == ["loop.seed: 0 -> 1"]
     parts = train("parts", "--resume")

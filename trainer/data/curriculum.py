@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qpack.distributed import world_size
+from qpack.errors import DataError
 
 TABLE_TOKENS = 2_000_000
 SMOOTHING = 0.01
@@ -61,6 +62,8 @@ class Curriculum:
         device: torch.device | str = "cpu",
     ) -> Curriculum:
         """The curriculum of power P = `power` whose table counts `tokens`, the first shard's."""
+        if len(tokens) < 2:
+            raise DataError("the first shard holds no pair of tokens for the curriculum to count")
         wide = np.asarray(tokens[:TABLE_TOKENS]).astype(np.int64)
         pairs, counts = np.unique(wide[:-1] * vocab_size + wide[1:], return_counts=True)
         before = pairs // vocab_size

@@ -108,3 +108,13 @@ def _digest(source: Source) -> str:
     for document in read_documents(source):
         digest.update(document.text.encode() + b"\0")
     return digest.hexdigest()
+
+
+def tokenizer_of(shard: Path) -> str | None:
+    """SHA-256 of the tokenizer that made `shard`, as a manifest beside it says; None without."""
+    try:
+        manifest = json.loads((shard.parent / MANIFEST).read_text("ascii"))
+        files = [name for counts in manifest["parts"].values() for name in counts["files"]]
+        return str(manifest["tokenizer_sha256"]) if shard.name in files else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

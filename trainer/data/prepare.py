@@ -15,12 +15,12 @@ from typing import Any
 from qpack.distributed import on_first
 from qpack.errors import ConfigError, DataError
 from qpack.progress import SILENT, Progress
-from qpack.tokens import check_vocab, read_shard
+from qpack.tokens import check_vocab, read_shard, sha256_file
 
 from ..config import DataSection
 from .build import build_data
 from .documents import expand
-from .manifest import HELD_OUT, Request
+from .manifest import HELD_OUT, Request, tokenizer_of
 from .shard_order import order_shards
 
 FOLDER = "data"
@@ -63,6 +63,7 @@ def prepare_data(
         train = found.train or find_shards(section.train, "data.train")
         val = found.val or find_shards(section.val, "data.val")
         check_shards([*train, *val], vocab_size, progress=progress)
+        _check_tokenizer([*train, *val], found.tokenizer)
         _check_apart(train, val)
         if not val:
             progress.warn("there are no validation shards: nothing will be scored")
@@ -174,6 +175,22 @@ def check_shards(paths: Sequence[Path], vocab_size: int, *, progress: Progress =
                 f"{path.name}: no token is above {largest:,} of a vocabulary of {vocab_size:,};"
                 " was it made with another tokenizer?"
             )
+
+
+def _check_tokenizer(paths: Iterable[Path], tokenizer: Path) -> None:
+    """Shards that say which tokenizer made them, in a manifest beside them, must have this one."""
+    digest = sha256_file(tokenizer)
+    others = []
+    for path in paths:
+        made_with = tokenizer_of(path)
+        if made_with not in (None, digest):
+            others.append(f"{path}: made with {str(made_with)[:12]}..., given {digest[:12]}...")
+    if others:
+        raise DataError(
+            f"{tokenizer}: not the tokenizer of these shards",
+            items=others,
+            hint="give the tokenizer that lies beside them or that they were made with",
+        )
 
 
 def _check_apart(train: Iterable[Path], val: Iterable[Path]) -> None:

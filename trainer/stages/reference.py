@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from qpack.device import choose
-from qpack.distributed import on_first
 from qpack.errors import ConfigError
 from qpack.plugins import did_you_mean
 from qpack.progress import Progress
@@ -19,7 +17,6 @@ from ..config import WORDS, TrainConfig
 from ..data.documents import expand
 from ..finish import TrainResult
 from ..loop import train as train_model
-from ..resume import FOLDER as CHECKPOINTS
 from ..resume import saved_step, settings
 
 TABLES = TrainConfig
@@ -43,7 +40,11 @@ def check(request: TrainRequest) -> Checked:
         paths = [path for paths in found.values() for path in paths]
         files |= {f"data.{key}.{i}": path for i, path in enumerate(paths)}
     if gone:
-        raise ConfigError("no such file", items=gone)
+        raise ConfigError(
+            "no such file",
+            items=gone,
+            hint="get shards with qpack data fineweb or data tokenize",
+        )
     return Checked(settings=settings(config), files=files)
 
 
@@ -51,9 +52,6 @@ def train(request: TrainRequest, *, progress: Progress) -> Trained:
     """Train; a run that was interrupted goes on from its last checkpoint, if it has one."""
     config = TrainConfig.from_mapping(request.config)
     resume = request.resume and saved_step(request.folder) is not None
-    if request.force:
-        # Else a later resume could take the earlier run's checkpoint for this one's.
-        on_first(lambda: shutil.rmtree(request.folder / CHECKPOINTS, ignore_errors=True))
     if request.resume and not resume:
         progress.note("no checkpoint was kept: training from the beginning")
     result = train_model(

@@ -71,6 +71,8 @@ class ScriptSection(GivenFiles):
             raise ValueError("args go with path; put them into command")
         if not self.output or Path(self.output).is_absolute():
             raise ValueError("output must be relative to cwd")
+        if any("**" in part and part != "**" for part in Path(self.output).parts):
+            raise ValueError("output: ** must be a whole part of a pattern")
         return self
 
 

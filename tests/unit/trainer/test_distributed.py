@@ -101,3 +101,15 @@ def test_a_problem_is_told_once_and_nobody_waits(config: dict[str, Any], tmp_pat
     done = launch(beyond, tmp_path / "run")
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1, done.stderr
+
+
+def test_ranks_agree_on_the_time(config: dict[str, Any], tmp_path: Path) -> None:
+    """With a budget of time the clock decides rates, phases, checkpoints and the end."""
+    loop = {"max_seconds": 2.0, "checkpoint_every": 3, "validations": 8, "log_every": 1}
+    timed = {**config, "loop": {**config["loop"], **loop}}
+    timed["loop"].pop("max_steps")
+    timed["phase"] = [{"at": 0.4, "layer_order": [0, 1, 0, 1]}]
+    done = launch(timed, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "loss" in row][-1] >= 3

@@ -230,7 +230,7 @@ def test_phases_run_in_their_order(
         {"step": 9, "layer_order": [0, 1, 0, 1]},
     ]
     result = run(changed(config, phase=phases), tmp_path / "run")
-    assert seen == [(0, 1)] * 3 + [(0, 1, 1)] * 6 + [(0, 1, 0, 1)] * 3 + [None]
+    assert seen == [(0, 1)] * 3 + [(0, 1, 1)] * 6 + [(0, 1, 0, 1)] * 4
     assert read_checkpoint(result.checkpoint).config["layer_order"] == [0, 1, 0, 1]
 
 
@@ -358,6 +358,13 @@ def test_bad_input_is_found_before_the_first_step(
             ({"loop": {"batch_tokens": 100}}, ConfigError, "multiple of sequence"),
             ({"loop": {"attention": "flex"}}, ConfigError, "needs a CUDA device and compiling"),
             ({"average": {"ship": "best"}, "pack": {"budget": 9}}, ConfigError, "there is none"),
+            ({"loop": {"seed": 2**64}}, ConfigError, "loop.seed"),
+            ({"model": {"document_mask": True, "bos_token": 3}}, ConfigError, "tokenizer's is 1"),
+            (
+                {"average": {"ship": "best"}, "pack": {"budget": 9, "calib_tokens": 9}},
+                ConfigError,
+                "a window has 32",
+            ),
         )
     ):
         with pytest.raises(error, match=message):
@@ -389,3 +396,99 @@ def test_an_interrupt_after_the_last_step_loses_nothing(
     parts = run(config, folder, resume=True)
     assert sha256_file(parts.checkpoint) == sha256_file(whole.checkpoint)
     assert (parts.steps, parts.loss) == (whole.steps, whole.loss)
+
+
+class Told(Silent):
+    """Progress that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def test_an_order_that_was_never_trained_is_not_shipped(
+    config: dict[str, Any], tmp_path: Path, val: Path, tokenizer: Tokenizer
+) -> None:
+    phases = [
+        {"step": 3, "layer_order": [0, 1, 1]},
+        {"at": 0.5, "layer_order": [0, 1, 0, 1, 0, 1]},
+    ]
+    config = changed(config, phase=phases, data={"val": [val]}, model={"skip_gates": True})
+    # The clock's progress never passes a half: the budget of time is far away.
+    config = changed(config, loop={"max_steps": 6, "max_seconds": 1e9})
+    phases[1]["at"] = 1.0
+    told = Told()
+    result = run(config, tmp_path / "run", progress=told)
+    assert any("the run ended before its last phase" in warning for warning in told.warnings)
+    assert any("step 3: 3 steps of layers" in note for note in told.notes)
+    checkpoint = read_checkpoint(result.checkpoint)
+    assert checkpoint.config["layer_order"] == [0, 1, 1]
+    again = score(build_model(checkpoint), read_shard(val), tokenizer, window=32)
+    assert result.score is not None
+    assert again.nats == pytest.approx(result.score.nats, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        {"ship": "swa", "swa_every": 50},
+        {"ship": "ema", "ema_decay": 0.9, "ema_from_step": 100},
+        {"ship": "mixture", "ema_decay": 0.9, "swa_every": 50},
+    ],
+    ids=["swa", "ema", "mixture"],
+)
+def test_an_average_that_never_began_is_not_shipped(
+    config: dict[str, Any], average: dict[str, Any], tmp_path: Path
+) -> None:
+    told = Told()
+    result = run(changed(config, average=average), tmp_path / "run", progress=told)
+    assert result.shipped == "last"
+    assert any("that average never began" in warning for warning in told.warnings)
+
+
+def test_late_qat_that_never_starts_is_told(config: dict[str, Any], tmp_path: Path) -> None:
+    sections = {"qat": {"start_step": 100}, "pack": {"budget": 60_000}}
+    told = Told()
+    run(changed(config, **sections), tmp_path / "run", progress=told)
+    assert "late QAT never switched on: its start was not reached" in told.warnings
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert record["result"]["qat_from"] is None
+
+
+def test_the_loss_is_of_the_targets_that_count(config: dict[str, Any], tmp_path: Path) -> None:
+    """Packed documents leave room, whose targets are ignored."""
+    losses = []
+    for windows in ("shuffled", "documents"):
+        still = {"matrix_lr": 1e-9, "embedding_lr": 1e-9, "scalar_lr": 1e-9}
+        changes = {"data": {"windows": windows}, "optim": still, "loop": {"sequence": 64}}
+        losses.append(run(changed(config, **changes), tmp_path / windows).loss)
+    assert losses == pytest.approx([math.log(384)] * 2, abs=0.02)  # logits are near 0 at the start
+
+
+def test_given_and_unused_settings_are_told(config: dict[str, Any], tmp_path: Path) -> None:
+    told = Told()
+    run(changed(config, loop={"reserve_seconds": 1.0}), tmp_path / "run", progress=told)
+    assert "loop.reserve_seconds: there is no loop.max_seconds: not used" in told.warnings
+
+
+def test_a_run_may_be_watched_otherwise_when_it_is_resumed(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run", progress=StopsAfter(4))
+    other = changed(config, loop={"log_every": 1, "checkpoint_every": 2, "accumulate": 2})
+    assert run(other, tmp_path / "run", resume=True).steps == 12
+
+
+def test_a_refused_start_leaves_the_earlier_run(config: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = run(config, folder)
+    with pytest.raises(DataError):
+        run(changed(config, model={"vocab_size": 300}), folder, force=True)
+    assert run(config, folder, resume=True).sha256 == first.sha256

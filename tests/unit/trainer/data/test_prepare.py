@@ -126,6 +126,16 @@ def test_a_shard_of_a_smaller_vocabulary_is_doubted(tmp_path: Path, model_path: 
     assert "made with another tokenizer?" in warning
 
 
+def test_a_manifest_knows_the_tokenizer(tmp_path: Path, model_path: Path) -> None:
+    text = write_text(tmp_path / "a.jsonl", TEXTS)
+    made = prepare(tmp_path / "made", text=text)
+    keys = {"train": made.train, "val": made.val}
+    prepare(tmp_path / "x", tokenizer=made.tokenizer, **keys)
+    with pytest.raises(DataError, match="not the tokenizer of these shards") as caught:
+        prepare(tmp_path / "x", tokenizer=model_path, **keys)
+    assert len(caught.value.items) == len(made.train) + len(made.val)
+
+
 def test_patterns_that_match_nothing(tmp_path: Path, model_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.train: shards are missing") as caught:
         prepare(tmp_path, train=(tmp_path / "a*", tmp_path / "b*"), tokenizer=model_path)
