@@ -17,7 +17,7 @@ not while mu rises: there the older gradients are weighted differently.
 `benchmarks/muon.py` measures both (`results/muon_cpu.json`). One update agrees to the precision of
 bfloat16; with mu rising, updates differ by far more. On a processor without bfloat16 products torch
 is many times slower, for that reason alone: at equal precision, stacks there are no faster than one
-matrix after another, rather slower. They are for GPUs, where launches count, and for ranks.
+matrix after another, rather slower. They are meant for GPUs, where launches count, and for ranks.
 """
 
 from __future__ import annotations
