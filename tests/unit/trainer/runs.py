@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qpack.progress import Silent
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import write_shard
 from qpack.trainer.config import TrainConfig
@@ -57,3 +58,25 @@ def run(config: dict[str, Any], folder: Path, **keys: Any) -> TrainResult:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines that a run wrote."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def changed(config: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    """The tables with `sections` merged in."""
+    merged = dict(config)
+    for name, values in sections.items():
+        merged[name] = values if isinstance(values, list) else {**config.get(name, {}), **values}
+    return merged
+
+
+class Told(Silent):
+    """Progress that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)

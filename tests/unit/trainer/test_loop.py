@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from qpack.checkpoint import build_model, read_checkpoint
-from qpack.errors import ConfigError, DataError, OutputExistsError, ResourceError
+from qpack.errors import ConfigError, ResourceError
 from qpack.eval.bpb import score
 from qpack.progress import Silent, Task
 from qpack.tokenizer import Tokenizer
@@ -21,34 +21,7 @@ from qpack.tokens import read_shard, sha256_file, write_shard
 from qpack.trainer import loop
 from qpack.trainer.model.gpt import GPT
 
-from .runs import metrics, run, tables, write_text
-
-
-@pytest.fixture(scope="module")
-def shard(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, sentences: list[str]
-) -> Path:
-    return write_text(tmp_path_factory.mktemp("shard") / "text.bin", sentences * 30, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def val(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, sentences: list[str]
-) -> Path:
-    return write_text(tmp_path_factory.mktemp("val") / "val.bin", sentences[::-1] * 6, tokenizer)
-
-
-@pytest.fixture
-def config(shard: Path, tokenizer_path: Path) -> dict[str, Any]:
-    return tables(shard, tokenizer_path)
-
-
-def changed(config: dict[str, Any], **sections: Any) -> dict[str, Any]:
-    merged = dict(config)
-    for name, values in sections.items():
-        merged[name] = values if isinstance(values, list) else {**config.get(name, {}), **values}
-    return merged
-
+from .runs import changed, metrics, run
 
 EVERYTHING: dict[str, Any] = {
     "model": {"smear_gate": True, "bigram_vocab_size": 64, "bigram_dim": 8, "num_layers": 4},
@@ -171,19 +144,6 @@ def test_metrics_are_lines_of_json(config: dict[str, Any], tmp_path: Path, val: 
     assert all(row["tokens_per_second"] > 0 for row in rows if "loss" in row)
 
 
-def test_the_record_says_what_the_run_was(
-    config: dict[str, Any], tmp_path: Path, val: Path
-) -> None:
-    result = run(changed(config, data={"val": [val]}), tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "train.json").read_text())
-    assert record["config"]["optim"]["matrix_lr"] == 0.02
-    assert record["model"]["model_dim"] == 32
-    assert record["packages"]["torch"]
-    assert record["result"]["sha256"] == result.sha256
-    assert result.score is not None
-    assert record["result"]["score"]["bpb"] == result.score.bpb
-
-
 def test_late_qat_switches_on_and_says_how_far_the_weights_are(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -240,35 +200,6 @@ def test_a_budget_of_time(config: dict[str, Any], tmp_path: Path) -> None:
     assert result.steps >= 1
     assert 0.3 <= result.seconds < 30
     assert math.isfinite(result.loss)
-
-
-@pytest.mark.parametrize("ship", ["last", "ema", "swa", "mixture"])
-def test_what_is_shipped(config: dict[str, Any], ship: str, tmp_path: Path, val: Path) -> None:
-    average = {"ema_decay": 0.9, "swa_every": 1, "swa_below": 1.0, "ship": ship, "mix": 0.25}
-    config = changed(config, average=average, data={"val": [val]}, loop={"val_tokens": 64})
-    result = run(config, tmp_path / "run")
-    assert result.shipped == ship
-    rows = {row["weights"]: row["val_bpb"] for row in metrics(tmp_path / "run") if "weights" in row}
-    assert set(rows) == {"last", "ema", "swa", "mixture"}
-    assert len(set(rows.values())) == 4
-    assert result.score is not None
-    assert rows[ship] == pytest.approx(result.score.bpb, rel=1e-12)
-
-
-def test_the_best_after_quantization_is_shipped(
-    config: dict[str, Any], tmp_path: Path, val: Path
-) -> None:
-    config = changed(
-        config,
-        average={"ema_decay": 0.9, "ship": "best"},
-        data={"val": [val]},
-        loop={"val_tokens": 64, "select_tokens": 256},
-        pack={"budget": 60_000},
-    )
-    result = run(config, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "train.json").read_text())
-    rows = {row["weights"]: row["select_bpb_quantized"] for row in record["result"]["candidates"]}
-    assert result.shipped == min(rows, key=lambda name: rows[name])
 
 
 def test_bfloat16_keeps_float32_weights(config: dict[str, Any], tmp_path: Path) -> None:
@@ -335,132 +266,6 @@ def test_another_failure_is_not_called_a_lack_of_memory(
         run(config, tmp_path / "run")
 
 
-def test_bad_input_is_found_before_the_first_step(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: Any, **keys: Any) -> None:
-        raise AssertionError("a step was made")
-
-    monkeypatch.setattr("qpack.trainer.step.Passes.__call__", fail)
-    beyond = tmp_path / "beyond.bin"
-    write_shard(beyond, np.full(100, 384, dtype=np.uint16))
-    short = tmp_path / "short.bin"
-    write_shard(short, np.ones(40, dtype=np.uint16))
-    for number, (change, error, message) in enumerate(
-        (
-            ({"model": {"vocab_size": 300}}, DataError, "300"),
-            ({"model": {"layers": 3}}, ConfigError, "layers: unknown"),
-            ({"data": {"train": [beyond]}}, DataError, "beyond the vocabulary"),
-            ({"data": {"val": [beyond]}}, DataError, "beyond the vocabulary"),
-            ({"data": {"train": [short]}}, DataError, "too few"),
-            ({"data": {"train": [tmp_path / "missing.bin"]}}, DataError, "missing"),
-            ({"loop": {"device": "tpu"}}, ConfigError, "unknown device"),
-            ({"loop": {"batch_tokens": 100}}, ConfigError, "multiple of sequence"),
-            ({"loop": {"attention": "flex"}}, ConfigError, "needs a CUDA device and compiling"),
-            ({"average": {"ship": "best"}, "pack": {"budget": 9}}, ConfigError, "there is none"),
-            ({"loop": {"seed": 2**64}}, ConfigError, "loop.seed"),
-            ({"model": {"document_mask": True, "bos_token": 3}}, ConfigError, "tokenizer's is 1"),
-            (
-                {"average": {"ship": "best"}, "pack": {"budget": 9, "calib_tokens": 9}},
-                ConfigError,
-                "a window has 32",
-            ),
-        )
-    ):
-        with pytest.raises(error, match=message):
-            run(changed(config, **change), tmp_path / str(number))
-
-
-def test_nothing_is_overwritten_unasked(config: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    first = run(config, folder).sha256
-    with pytest.raises(OutputExistsError, match="holds a run already"):
-        run(config, folder)
-    other = run(changed(config, loop={"seed": 3}), folder, force=True)
-    assert other.sha256 != first
-
-
-def test_an_interrupt_after_the_last_step_loses_nothing(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run(config, tmp_path / "whole" / "run")
-
-    def interrupt(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    folder = tmp_path / "parts" / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr("qpack.trainer.finish.ship", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(config, folder)
-    parts = run(config, folder, resume=True)
-    assert sha256_file(parts.checkpoint) == sha256_file(whole.checkpoint)
-    assert (parts.steps, parts.loss) == (whole.steps, whole.loss)
-
-
-class Told(Silent):
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-
-def test_an_order_that_was_never_trained_is_not_shipped(
-    config: dict[str, Any], tmp_path: Path, val: Path, tokenizer: Tokenizer
-) -> None:
-    phases = [
-        {"step": 3, "layer_order": [0, 1, 1]},
-        {"at": 0.5, "layer_order": [0, 1, 0, 1, 0, 1]},
-    ]
-    config = changed(config, phase=phases, data={"val": [val]}, model={"skip_gates": True})
-    # The clock's progress never passes a half: the budget of time is far away.
-    config = changed(config, loop={"max_steps": 6, "max_seconds": 1e9})
-    phases[1]["at"] = 1.0
-    told = Told()
-    result = run(config, tmp_path / "run", progress=told)
-    assert any("the run ended before its last phase" in warning for warning in told.warnings)
-    assert any("step 3: 3 steps of layers" in note for note in told.notes)
-    checkpoint = read_checkpoint(result.checkpoint)
-    assert checkpoint.config["layer_order"] == [0, 1, 1]
-    again = score(build_model(checkpoint), read_shard(val), tokenizer, window=32)
-    assert result.score is not None
-    assert again.nats == pytest.approx(result.score.nats, rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    "average",
-    [
-        {"ship": "swa", "swa_every": 50},
-        {"ship": "ema", "ema_decay": 0.9, "ema_from_step": 100},
-        {"ship": "mixture", "ema_decay": 0.9, "swa_every": 50},
-    ],
-    ids=["swa", "ema", "mixture"],
-)
-def test_an_average_that_never_began_is_not_shipped(
-    config: dict[str, Any], average: dict[str, Any], tmp_path: Path
-) -> None:
-    told = Told()
-    result = run(changed(config, average=average), tmp_path / "run", progress=told)
-    assert result.shipped == "last"
-    assert any("that average never began" in warning for warning in told.warnings)
-
-
-def test_late_qat_that_never_starts_is_told(config: dict[str, Any], tmp_path: Path) -> None:
-    sections = {"qat": {"start_step": 100}, "pack": {"budget": 60_000}}
-    told = Told()
-    run(changed(config, **sections), tmp_path / "run", progress=told)
-    assert "late QAT never switched on: its start was not reached" in told.warnings
-    record = json.loads((tmp_path / "run" / "train.json").read_text())
-    assert record["result"]["qat_from"] is None
-
-
 def test_the_loss_is_of_the_targets_that_count(config: dict[str, Any], tmp_path: Path) -> None:
     """Packed documents leave room, whose targets are ignored."""
     losses = []
@@ -471,12 +276,6 @@ def test_the_loss_is_of_the_targets_that_count(config: dict[str, Any], tmp_path:
     assert losses == pytest.approx([math.log(384)] * 2, abs=0.02)  # logits are near 0 at the start
 
 
-def test_given_and_unused_settings_are_told(config: dict[str, Any], tmp_path: Path) -> None:
-    told = Told()
-    run(changed(config, loop={"reserve_seconds": 1.0}), tmp_path / "run", progress=told)
-    assert "loop.reserve_seconds: there is no loop.max_seconds: not used" in told.warnings
-
-
 def test_a_run_may_be_watched_otherwise_when_it_is_resumed(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -484,11 +283,3 @@ def test_a_run_may_be_watched_otherwise_when_it_is_resumed(
         run(config, tmp_path / "run", progress=StopsAfter(4))
     other = changed(config, loop={"log_every": 1, "checkpoint_every": 2, "accumulate": 2})
     assert run(other, tmp_path / "run", resume=True).steps == 12
-
-
-def test_a_refused_start_leaves_the_earlier_run(config: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    first = run(config, folder)
-    with pytest.raises(DataError):
-        run(changed(config, model={"vocab_size": 300}), folder, force=True)
-    assert run(config, folder, resume=True).sha256 == first.sha256
