@@ -137,6 +137,28 @@ def training_profile() -> str:
     return table(["kernels", "a step", "share"], rows)
 
 
+def muon() -> str:
+    """How far updates of torch's Muon and of the trainer's are apart."""
+    rows = []
+    agreement = result("muon_cpu")["agreement"]
+    for name, key in (
+        ("one step", "one_step"),
+        ("five steps", "five_steps"),
+        ("five steps, momentum rising", "five_steps_momentum_rising"),
+    ):
+        worst = {pair: max(by_shape.values()) for pair, by_shape in agreement[key].items()}
+        rows.append(
+            [
+                name,
+                f"{worst['torch_to_ours']:.1%}",
+                f"{worst['torch_to_exact']:.1%}",
+                f"{worst['ours_to_exact']:.1e}",
+            ]
+        )
+    head = ["update, relative distance", "torch to ours", "torch to float64", "ours to float64"]
+    return table(head, rows)
+
+
 def training_quality() -> str:
     """What the preset reaches."""
     rows = []
@@ -164,6 +186,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training_speed": training_speed,
     "training_profile": training_profile,
     "training_quality": training_quality,
+    "muon": muon,
 }
 
 

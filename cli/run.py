@@ -10,9 +10,11 @@ from .train import (
     ConfigArgument,
     FolderOption,
     ResumeOption,
+    SeedOption,
     SetOption,
     resumable,
     resume_command,
+    with_seed,
 )
 
 
@@ -21,6 +23,7 @@ def run(
     config: ConfigArgument,
     out: FolderOption,
     overrides: SetOption = None,
+    seed: SeedOption = None,
     resume: ResumeOption = False,
     force: AgainOption = False,
 ) -> None:
@@ -33,7 +36,8 @@ def run(
 
     from .show import show_pack
 
-    document = read_document(config, overrides=overrides or ())
+    overrides = with_seed(overrides, seed)
+    document = read_document(config, overrides=overrides)
     with resumable(resume_command("run", config, out, overrides)):
         outcome = run_stages(
             document,

@@ -25,6 +25,9 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Change a value: loop.max_seconds=60; repeatable."
     ),
 ]
+SeedOption = Annotated[
+    int | None, typer.Option(min=0, help="Seed of every random choice: sets loop.seed.")
+]
 ResumeOption = Annotated[
     bool,
     typer.Option(
@@ -44,6 +47,7 @@ def train(
     config: ConfigArgument,
     out: FolderOption,
     overrides: SetOption = None,
+    seed: SeedOption = None,
     resume: ResumeOption = False,
     force: AgainOption = False,
 ) -> None:
@@ -57,7 +61,8 @@ def train(
 
     from .show import show_facts
 
-    document = read_document(config, overrides=overrides or ())
+    overrides = with_seed(overrides, seed)
+    document = read_document(config, overrides=overrides)
     with resumable(resume_command("train", config, out, overrides)):
         outcome = run_stages(
             document, out, pack=False, resume=resume, force=force, progress=output.progress
@@ -73,6 +78,11 @@ def train(
             f"qpack pack {done['checkpoint']} --budget 16MB --calib {done['calibration']}"
             f" --tokenizer {done['tokenizer']} -o model.pyz"
         )
+
+
+def with_seed(overrides: list[str] | None, seed: int | None) -> list[str]:
+    """The changes of `--set`, and that of `--seed`."""
+    return [*(overrides or ()), *(() if seed is None else (f"loop.seed={seed}",))]
 
 
 @contextmanager
