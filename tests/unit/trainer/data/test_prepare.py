@@ -15,19 +15,8 @@ from qpack.trainer.config import DataSection
 from qpack.trainer.data import prepare as module
 from qpack.trainer.data.prepare import Prepared, prepare_data
 
+from ..runs import Told as Notes
 from .corpus import TEXTS, write_text
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 def prepare(folder: Path, *, vocab_size: int = 320, progress: Any = None, **keys: Any) -> Prepared:
