@@ -14,8 +14,8 @@ from qpack.tokens import read_shard, write_shard
 from qpack.trainer.config import DataSection
 from qpack.trainer.data import prepare as module
 from qpack.trainer.data.prepare import Prepared, prepare_data
+from tests.unit.trainer.runs import Told as Notes
 
-from ..runs import Told as Notes
 from .corpus import TEXTS, write_text
 
 
