@@ -38,7 +38,7 @@ class DataSection(Section):
     train: Paths = ()
     """Token shards, or patterns of them (`shards/fineweb_train_*.bin`)."""
     val: Paths = ()
-    """Token shards to validate on; `val_name` of the report is the first one's."""
+    """Token shards to validate on."""
     tokenizer: AnyPath | None = None
     """SentencePiece model of the shards. With `text` and none given, one is trained."""
     text: Annotated[Paths, NotPaths(WORDS)] = ()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 BLOCK_ELEMENTS = {"cuda": 1 << 29, "cpu": 1 << 21}
 """Logits held at a time: 1 GiB of bfloat16 on a GPU, what stays in a core's cache on a CPU."""
@@ -35,7 +36,7 @@ def nll_sum(
     return total
 
 
-@torch.library.custom_op("qpack::softcapped_nll", mutates_args=())
+@custom_op("qpack::softcapped_nll", mutates_args=())
 def _fused(
     features: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor]:

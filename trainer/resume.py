@@ -3,7 +3,7 @@
 `state.json` names the tensor file that belongs to it, with its SHA-256 and the run's fingerprint;
 it is replaced in one step, after the tensors are on disk and before older ones go, so a crash at
 any moment leaves a checkpoint whole. A run is resumed only with the configuration and the data that
-it began with: every difference is named.
+it began with, but for how it is watched: every difference is named.
 """
 
 from __future__ import annotations

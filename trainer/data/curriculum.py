@@ -83,10 +83,6 @@ class Curriculum:
             power=power,
         )
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Weights of a step of one part, (rows, sequence) float32; see `weigh`."""
-        return self.weigh([(inputs, targets)])[0]
-
     def weigh(self, parts: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Weights of each part of a step: float32, the shape of its inputs and targets.
 

@@ -59,7 +59,7 @@ def test_weights_against_a_slow_reference(seed: int, power: float) -> None:
     table = tokens(seed)
     curriculum = Curriculum.from_tokens(table, vocab_size=VOCAB, power=power)
     inputs, targets = batch(seed)
-    weights = curriculum(inputs, targets)
+    weights = curriculum.weigh([(inputs, targets)])[0]
     assert weights.dtype == torch.float32
     expected = reference(table, inputs, targets, power)
     np.testing.assert_allclose(weights.numpy(), expected, rtol=2e-5)
@@ -71,10 +71,10 @@ def test_weights_against_a_slow_reference(seed: int, power: float) -> None:
 def test_the_cut_of_a_batch_does_not_matter() -> None:
     curriculum = Curriculum.from_tokens(tokens(1), vocab_size=VOCAB, power=1.0)
     inputs, targets = batch(3, (6, 16))
-    whole = curriculum(inputs, targets)
+    whole = curriculum.weigh([(inputs, targets)])[0]
     cut = curriculum.weigh([(inputs[i : i + 2], targets[i : i + 2]) for i in (0, 2, 4)])
     torch.testing.assert_close(torch.cat(cut), whole, rtol=1e-6, atol=0)
-    alone = curriculum(inputs[:2], targets[:2])
+    alone = curriculum.weigh([(inputs[:2], targets[:2])])[0]
     assert not torch.allclose(alone, whole[:2], rtol=1e-4)
 
 
@@ -83,16 +83,17 @@ def test_only_the_first_tokens_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
     inputs, targets = batch(0)
     long = Curriculum.from_tokens(tokens(2), vocab_size=VOCAB, power=1.0)
     short = Curriculum.from_tokens(tokens(2)[:100], vocab_size=VOCAB, power=1.0)
-    assert torch.equal(long(inputs, targets), short(inputs, targets))
+    weights = [some.weigh([(inputs, targets)])[0] for some in (long, short)]
+    assert torch.equal(*weights)
 
 
 def test_rows_that_are_all_alike_and_batches_without_targets() -> None:
     cycle = np.arange(481, dtype=np.uint16) % VOCAB
     curriculum = Curriculum.from_tokens(cycle, vocab_size=VOCAB, power=1.0)
     inputs, targets = batch(0)
-    weights = curriculum(inputs, targets)
+    weights = curriculum.weigh([(inputs, targets)])[0]
     assert torch.allclose(weights, (targets >= 0).float())
-    assert (curriculum(inputs, torch.full_like(targets, -1)) == 0).all()
+    assert (curriculum.weigh([(inputs, torch.full_like(targets, -1))])[0] == 0).all()
 
 
 PROGRAM = """
@@ -104,7 +105,8 @@ inputs, targets = torch.from_numpy(np.load(sys.argv[2]))
 with distributed.session():
     rank = dist.get_rank()
     curriculum = Curriculum.from_tokens(tokens, vocab_size=12, power=1.0)
-    np.save(f"{sys.argv[3]}{rank}.npy", curriculum(inputs[rank::2], targets[rank::2]).numpy())
+    (weights,) = curriculum.weigh([(inputs[rank::2], targets[rank::2])])
+    np.save(f"{sys.argv[3]}{rank}.npy", weights.numpy())
 """
 
 
@@ -124,7 +126,7 @@ def test_two_ranks_weigh_as_one(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    whole = Curriculum.from_tokens(table, vocab_size=VOCAB, power=1.0)(inputs, targets)
+    whole = Curriculum.from_tokens(table, vocab_size=VOCAB, power=1.0).weigh([(inputs, targets)])[0]
     for rank in range(2):
         part = torch.from_numpy(np.load(f"{paths[2]}{rank}.npy"))
         torch.testing.assert_close(part, whole[rank::2], rtol=1e-6, atol=0)
@@ -134,9 +136,9 @@ def test_two_ranks_weigh_as_one(tmp_path: Path) -> None:
 def test_cuda_gives_the_same() -> None:
     inputs, targets = batch(0, (64, 256))
     weights = [
-        Curriculum.from_tokens(tokens(2), vocab_size=VOCAB, power=1.0, device=device)(
-            inputs.to(device), targets.to(device)
-        ).cpu()
+        Curriculum.from_tokens(tokens(2), vocab_size=VOCAB, power=1.0, device=device)
+        .weigh([(inputs.to(device), targets.to(device))])[0]
+        .cpu()
         for device in ("cpu", "cuda")
     ]
     torch.testing.assert_close(*weights, rtol=1e-5, atol=0)
