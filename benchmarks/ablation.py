@@ -4,7 +4,8 @@
         --tokenizer MODEL -o OUT.json
 
 Each row is a run of its own process with the same wall clock. The next run loads and compiles while
-one trains, and a lock lets one at a time train, so that no run pays for another.
+one trains, and a lock lets one at a time train, so that no run pays for another. A run that is
+found finished in the working folder, with the same configuration, is not run again.
 """
 
 from __future__ import annotations
@@ -123,22 +124,25 @@ def work(options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = TrainConfig.from_mapping(changed(options, SWITCHES[name], seed))
     progress = OneAtATime(options.work_dir / "lock")
+    table = config.model_dump(mode="json")
+    done = folder / "row.json"
+    if done.exists() and json.loads(done.read_text())["config"] == table:
+        print(json.dumps(json.loads(done.read_text())["row"]))
+        return
     result = train(config, folder, force=True, progress=progress)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scores = {row["weights"]: row["val_bpb"] for row in lines if "val_bpb" in row}
     assert result.score is not None
-    print(
-        json.dumps(
-            {
-                "name": name,
-                "seed": seed,
-                "bpb": result.score.bpb,
-                "scores": scores,
-                "steps": result.steps,
-                "tokens_per_second": result.tokens_per_second,
-            }
-        )
-    )
+    row = {
+        "name": name,
+        "seed": seed,
+        "bpb": result.score.bpb,
+        "scores": scores,
+        "steps": result.steps,
+        "tokens_per_second": result.tokens_per_second,
+    }
+    done.write_text(json.dumps({"config": table, "row": row}))
+    print(json.dumps(row))
 
 
 def changed(
