@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qpack.errors import ConfigError, DataError
+from qpack.eval.modes import evaluating
 from qpack.eval.windows import Window, windows
 from qpack.progress import SILENT, Progress, Task
 from qpack.tokenizer import Tokenizer
@@ -172,7 +172,7 @@ def _accumulate(
     precise = torch.float32 if device.type == "mps" else torch.float64
     nats = torch.zeros(len(models), dtype=precise, device=device)
     divergence = torch.zeros((), dtype=precise, device=device)
-    with torch.no_grad(), _evaluating(models):
+    with torch.no_grad(), evaluating(*models):
         for group in batches:
             inputs, targets = _gather(tokens, group, device)
             skip = group[0].skip
@@ -259,14 +259,3 @@ def _device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-@contextmanager
-def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Switch `models` to eval mode, and back to what each of their parts was."""
-    with ExitStack() as stack:
-        for part in (part for model in models for part in model.modules()):
-            stack.callback(setattr, part, "training", part.training)
-        for model in models:
-            model.eval()
-        yield
