@@ -170,7 +170,7 @@ def worst_ratio(quantizer: Quantizer, integers: dict[str, QuantizedTensor]) -> d
         limits = torch.full_like(steps, grid.UNCLIPPED_MAX)
         solved = torch.from_numpy(tensor.integers).to(W.device).float()
         ours, nearest = (
-            float(quantizer.errors(name, q, steps).double().sum())
+            float(quantizer.errors(name, q * steps[:, None]).double().sum())
             for q in (solved, grid.round_to_nearest(W, steps, limits))
         )
         worst = max(worst, (name, ours / nearest), key=lambda pair: pair[1])

@@ -33,7 +33,7 @@ from qpack.progress import SILENT, Progress
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import classify, make_plan
 from qpack.quant.statistics import Statistics
-from qpack.recipe import Recipe, default_recipe
+from qpack.recipe import Recipe, builtin_recipe
 from qpack.stages import RunLog
 from qpack.tensors import Contents
 from qpack.torch_tensors import to_torch
@@ -133,7 +133,7 @@ def _integers_of(path: Path) -> tuple[Contents, str]:
     except ArtifactError:
         checkpoint = read_model(path)
     check_finite(checkpoint.tensors)
-    quantizer = round_to_nearest(checkpoint, default_recipe())
+    quantizer = round_to_nearest(checkpoint, builtin_recipe("record"))
     integers = quantizer.quantize(RECORD_K)
     contents = Contents(tensors=tuple(integers.values()), aliases={}, metadata={})
     return contents, f"int6, k = {RECORD_K}, rounded to nearest"

@@ -57,6 +57,8 @@ class QuantizedTensor:
     """(cols,), or None where every column step is 1"""
     octave: int = 16
     """Step codes to a doubling: a power of two, 1 to 64."""
+    trellis: int = 0
+    """States of the trellis that the integers obey (`qpack.trellis`); 0 for none."""
 
     def dequantize(self) -> NDArray[np.float32]:
         """The decoded tensor, float32, `shape`."""

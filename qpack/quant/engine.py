@@ -1,15 +1,15 @@
 """Quantizing a whole model at one knob value, again and again at little cost.
 
 What does not depend on the knob is done once: Hessians are factored, weights are transposed into
-the solver's order, and tensors with fixed rules are quantized. Weights that share an H stand side
-by side as rows of one matrix, and matrices of one shape are solved as a batch, so another knob
+the solver's order (`qpack.quant.stacks`), and tensors with fixed rules are quantized. Another knob
 value costs only the column loops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,46 +17,17 @@ from torch import Tensor
 
 from qpack.progress import SILENT, Progress
 from qpack.quant import grid
-from qpack.quant.factor import Factor, factor_hessian
-from qpack.quant.gptq import quantize_columns
+from qpack.quant.candidates import step_candidates, symbol_limit
+from qpack.quant.columns import ColumnSteps
+from qpack.quant.factor import Factor
+from qpack.quant.gptq import Nearest, quantize_columns
 from qpack.quant.plan import Plan, TensorPlan
+from qpack.quant.sensitivity import form_of, mean_hessian
+from qpack.quant.stacks import Batch, Place, Stacker, rows_of
 from qpack.quant.statistics import Statistics
-from qpack.recipe import Rule
+from qpack.quant.steps import OCTAVE, LogSteps, StepModel, log_steps, root_mean_square
+from qpack.rule import Rule
 from qpack.tensors import QuantizedTensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Stack:
-    """Weights that share one factor, stacked as rows: (sum of rows, cols)."""
-
-    entries: tuple[TensorPlan, ...]
-    factor: Factor
-    hessian: Tensor
-
-    @property
-    def num_rows(self) -> int:
-        return sum(_rows_of(entry) for entry in self.entries)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Place:
-    """Where one tensor's rows stand in a batch."""
-
-    entry: TensorPlan
-    index: int
-    rows: slice
-    order: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Batch:
-    """Stacks of one shape, ready for the column loop."""
-
-    places: tuple[_Place, ...]
-    WT: Tensor
-    """(batch, cols, rows), columns in each stack's own order, dead ones zero"""
-    U: Tensor
-    """(batch, cols, cols)"""
 
 
 class Quantizer:
@@ -77,116 +48,99 @@ class Quantizer:
         """
         self.plan = plan
         self._knob = plan.recipe.knob.name
-        self._entries = [entry for entry in plan.tensors if entry.rule.type == "int"]
+        entries = [entry for entry in plan.tensors if entry.rule.type == "int"]
         self.weights = {
             entry.name: tensors[entry.name]
             .detach()
             .to(device, torch.float32)
-            .reshape(_rows_of(entry), -1)
-            for entry in self._entries
+            .reshape(rows_of(entry), -1)
+            for entry in entries
         }
         self._statistics = statistics
+        self._batches: list[Batch] = []
         self.fallbacks: dict[str, str] = {}
         self.factors: dict[str, Factor] = {}
-        stacks = self._make_stacks(progress)
-        stacked = {entry.name for stack in stacks for entry in stack.entries}
-        self._plain = [entry for entry in self._entries if entry.name not in stacked]
-        self._batches = {
-            turned: self._make_batches([s for s in stacks if s.entries[0].rule.knob is turned])
-            for turned in (False, True)
-        }
-        for batch in self._batches[False] + self._batches[True]:
-            for place in batch.places:  # one copy of each U is enough
-                name = place.entry.name
-                self.factors[name] = replace(self.factors[name], U=batch.U[place.index])
+        self.floored: dict[str, int] = {}
+        """rd: rows of each tensor whose sensitivity was raised to the floor"""
+        self._row_weights: dict[str, Tensor] = {}
+        self._terms: tuple[str, ...] | None = None
+        if statistics is not None:
+            self._prepare(entries, statistics, progress)
+        self._steps = self._step_model(entries)
+        stacked = {place.entry.name for batch in self._batches for place in batch.places}
+        self._plain = [entry for entry in entries if entry.name not in stacked]
         self._fixed = self._solve(turned=False, value=0.0)
 
     def quantize(self, value: float) -> dict[str, QuantizedTensor]:
         """Every integer tensor of the plan with the knob at `value`, by name."""
         return self._fixed | self._solve(turned=True, value=value)
 
-    def errors(self, name: str, integers: Tensor, steps: Tensor) -> Tensor:
-        """`e H e^T` of each row for given integers (rows, cols) and steps (rows,); H undamped,
-        a mean over calibration inputs. The squared norm where there is no H."""
-        error = self.weights[name] - integers * steps[:, None]
-        return grid.row_errors(error, self.mean_hessian(name))
+    def with_terms(self, terms: tuple[str, ...]) -> Quantizer:
+        """The same tensors with these terms in every rd rule; factors are shared."""
+        other = copy.copy(self)
+        other._terms = terms
+        other._fixed = other._solve(turned=False, value=0.0)
+        return other
 
-    def mean_hessian(self, name: str) -> Tensor | None:
-        """H of `name` divided by the number of inputs, or None."""
-        if self._statistics is None:
+    def errors(self, name: str, decoded: Tensor) -> Tensor:
+        """`e H e^T` of each row for decoded weights (rows, cols); H undamped, a mean over
+        calibration inputs. The squared norm where there is no H."""
+        H = None if self._statistics is None else mean_hessian(name, self._statistics)
+        error = self.weights[name] - decoded
+        return grid.row_errors(error, None if H is None else H.to(error.device))
+
+    def predicted_nats(self, name: str, decoded: Tensor) -> float | None:
+        """Loss rise a token that decoded weights (rows, cols) should cost, by the quadratic form of
+        `qpack.quant.sensitivity`. None where calibration gathered no sensitivities of `name`."""
+        form = None if self._statistics is None else form_of(name, self._statistics)
+        if form is None or not form.known:
             return None
-        H = self._statistics.hessian(name)
-        if H is None:
-            return None
-        count = max(1, self._statistics.counts[self._statistics.members[name]])
-        return H.to(self.weights[name].device) / count
+        error = self.weights[name] - decoded
+        costs = grid.row_errors(error, form.H.to(error.device)) * form.weights.to(error.device)
+        return 0.5 * float(grid.precise(costs).sum())
 
     def rule_at(self, entry: TensorPlan, value: float) -> Rule:
         """The rule of `entry` with the knob at `value`."""
-        return entry.rule.turned(self._knob, value)
+        rule = entry.rule.turned(self._knob, value)
+        return rule if self._terms is None else replace(rule, terms=self._terms)
 
     # -- preparation ---------------------------------------------------------------------------
 
-    def _make_stacks(self, progress: Progress) -> list[_Stack]:
-        """Group by shared H and by everything that changes the factor or the pass."""
-        groups: dict[tuple[str, float, bool, bool], list[TensorPlan]] = {}
-        for entry in self._entries:
-            rule = entry.rule
-            H = self._statistics.hessian(entry.name) if self._statistics else None
-            if rule.solver == "rtn" or self._statistics is None:
-                continue
-            if H is None:
-                self.fallbacks[entry.name] = _without_hessian(entry)
-                continue
-            leader = self._statistics.members[entry.name]
-            key = (leader, rule.damping, rule.act_order, rule.knob)
-            groups.setdefault(key, []).append(entry)
-        stacks = []
-        with progress.stage("factor", total=len(groups), unit="Hessians") as task:
-            for (leader, damping, act_order, _), entries in groups.items():
-                assert self._statistics is not None
-                H = self._statistics.hessians[leader].to(self.weights[entries[0].name].device)
-                factor = factor_hessian(H, damping=damping, act_order=act_order)
-                task.advance(note=leader)
-                self.factors |= {entry.name: factor for entry in entries}
-                if factor.U is None:
-                    reason = "rounded to nearest: its Hessian could not be factored"
-                    self.fallbacks |= {entry.name: reason for entry in entries}
-                    continue
-                stacks.append(_Stack(entries=tuple(entries), factor=factor, hessian=H))
-        return stacks
+    def _prepare(
+        self, entries: list[TensorPlan], statistics: Statistics, progress: Progress
+    ) -> None:
+        """Factor what has an H, and arrange it for the column loops."""
+        stacker = Stacker(statistics, lambda entry: self.rule_at(entry, 1.0), self.weights)
+        stacks = stacker.stacks(entries, progress)
+        for turned in (False, True):
+            self._batches += stacker.batches([s for s in stacks if s.turned is turned])
+        self.fallbacks, self.factors = stacker.fallbacks, stacker.factors
+        self.floored, self._row_weights = stacker.floored, stacker.row_weights
+        for batch in self._batches:
+            for place in batch.places:  # one copy of each U is enough
+                name = place.entry.name
+                self.factors[name] = replace(self.factors[name], U=batch.U[place.index])
 
-    def _make_batches(self, stacks: Sequence[_Stack]) -> list[_Batch]:
-        shapes: dict[tuple[int, int], list[_Stack]] = {}
-        for stack in stacks:
-            shapes.setdefault((stack.num_rows, stack.hessian.shape[0]), []).append(stack)
-        return [self._make_batch(members) for members in shapes.values()]
-
-    def _make_batch(self, stacks: Sequence[_Stack]) -> _Batch:
-        places = []
-        for index, stack in enumerate(stacks):
-            start = 0
-            for entry in stack.entries:
-                rows = slice(start, start + _rows_of(entry))
-                order = stack.factor.order
-                places.append(_Place(entry=entry, index=index, rows=rows, order=order))
-                start = rows.stop
-        return _Batch(
-            places=tuple(places),
-            WT=torch.stack([self._ordered_transpose(stack) for stack in stacks]),
-            U=torch.stack([u for stack in stacks if (u := stack.factor.U) is not None]),
+    def _step_model(self, entries: list[TensorPlan]) -> StepModel:
+        rd = [entry.name for entry in entries if self.rule_at(entry, 1.0).scale == "rd"]
+        logs = {}
+        for batch in self._batches:
+            for place in batch.places:
+                name = place.entry.name
+                if name in rd:
+                    logs[name] = self._log_steps(name, batch.U[place.index])
+        return StepModel(
+            logs,
+            {name: root_mean_square(self.weights[name]) for name in rd},
+            {name: self.weights[name].numel() for name in rd},
         )
 
-    def _ordered_transpose(self, stack: _Stack) -> Tensor:
-        """Dead columns multiply inputs that are always zero, so zeros cost nothing there; but the
-        rows of a table are also looked up, where every column counts: those stay as they are."""
-        columns = []
-        for entry in stack.entries:
-            WT = self.weights[entry.name].T.clone()
-            if entry.kind != "embedding":
-                WT[stack.factor.dead] = 0.0
-            columns.append(WT)
-        return torch.cat(columns, dim=1)[stack.factor.order]
+    def _log_steps(self, name: str, U: Tensor) -> LogSteps:
+        factor = self.factors[name]
+        known = self._row_weights.get(name)
+        weights = self.weights[name].new_ones(len(self.weights[name])) if known is None else known
+        logs = log_steps(weights, U, factor.scale, factor.dead[factor.order])
+        return replace(logs, compares=known is not None)
 
     # -- one pass ------------------------------------------------------------------------------
 
@@ -195,25 +149,33 @@ class Quantizer:
         for entry in self._plain:
             if entry.rule.knob is turned:
                 out[entry.name] = self._round(entry, self.rule_at(entry, value))
-        for batch in self._batches[turned]:
-            out |= self._solve_batch(batch, value)
+        for batch in self._batches:
+            if batch.places[0].entry.rule.knob is turned:
+                rules = {p.entry.name: self.rule_at(p.entry, value) for p in batch.places}
+                solve = self._solve_rows if batch.flavour is None else self._solve_columns
+                out |= solve(batch, rules)
         return out
 
     def _round(self, entry: TensorPlan, rule: Rule) -> QuantizedTensor:
         """Round to nearest; the percentile search picks by error row by row."""
         W = self.weights[entry.name]
+        if rule.scale == "rd":
+            codes = torch.full((len(W),), self._steps.plain_code(entry.name, rule))
+            options = [torch.maximum(codes.to(W.device), least_codes(W, 0)).to(torch.int16)]
+        else:
+            options = step_candidates(W, rule)
         limits = torch.full((W.shape[0],), symbol_limit(rule), device=W.device)
         best: _Rows | None = None
-        for codes in step_candidates(W, rule):
+        for codes in options:
             steps = grid.step_values(codes, rule.step_octave)
             integers = grid.round_to_nearest(W, steps, limits)
-            cost = self.errors(entry.name, integers, steps)
+            cost = self.errors(entry.name, integers * steps[:, None])
             best = _keep_better(best, (integers, codes, cost))
         assert best is not None
         return _store(entry, best[0], best[1], rule)
 
-    def _solve_batch(self, batch: _Batch, value: float) -> dict[str, QuantizedTensor]:
-        rules = {p.entry.name: self.rule_at(p.entry, value) for p in batch.places}
+    def _solve_rows(self, batch: Batch, rules: Mapping[str, Rule]) -> dict[str, QuantizedTensor]:
+        """Steps from each row's own weights; several passes where a rule chooses among several."""
         options = {name: step_candidates(self.weights[name], rule) for name, rule in rules.items()}
         size = batch.WT.shape[0], batch.WT.shape[2]
         steps, limits = batch.WT.new_empty(size), batch.WT.new_empty(size)
@@ -225,7 +187,7 @@ class Quantizer:
                 chosen = codes[min(turn, len(codes) - 1)]
                 steps[place.index, place.rows] = grid.step_values(chosen, rule.step_octave)
                 limits[place.index, place.rows] = symbol_limit(rule)
-            solved = quantize_columns(batch.WT.clone(), batch.U, steps, limits)
+            solved = quantize_columns(batch.WT.clone(), batch.U, Nearest(steps, limits))
             for place in batch.places:
                 name = place.entry.name
                 codes = options[name]
@@ -234,7 +196,7 @@ class Quantizer:
                 integers = _restore(solved, place)
                 cost = steps[place.index, place.rows]  # stands in while there is one candidate
                 if len(codes) > 1:
-                    cost = self.errors(name, integers.float(), cost)
+                    cost = self.errors(name, integers * cost[:, None])
                 best[name] = _keep_better(best.get(name), (integers, codes[turn], cost))
         return {
             place.entry.name: _store(place.entry, integers, codes, rules[place.entry.name])
@@ -242,48 +204,66 @@ class Quantizer:
             for integers, codes, _ in [best[place.entry.name]]
         }
 
+    def _solve_columns(self, batch: Batch, rules: Mapping[str, Rule]) -> dict[str, QuantizedTensor]:
+        """Steps for rows and columns, by the sensitivity of outputs."""
+        assert batch.flavour is not None
+        size = batch.WT.shape[0], batch.WT.shape[2]
+        rows = torch.zeros(size, dtype=torch.int16, device=batch.WT.device)
+        cols = torch.stack([self._col_codes(p, rules) for p in batch.places if p.rows.start == 0])
+        weights, spreads = batch.WT.new_ones(size), batch.WT.new_ones(size)
+        for place in batch.places:
+            name, at = place.entry.name, (place.index, place.rows)
+            W = self.weights[name]
+            codes = self._steps.row_codes(name, rules[name])
+            rows[at] = torch.maximum(codes, least_codes(W, int(cols[place.index].min())))
+            spreads[at] = W.square().mean(dim=1).sqrt()
+            if name in self._row_weights:
+                weights[at] = self._row_weights[name]
+        rounder = ColumnSteps(
+            grid.step_values(rows, OCTAVE),
+            cols,
+            gain_weights=weights if batch.flavour.gains else None,
+            trellis=batch.flavour.trellis,
+            spreads=spreads,
+            bounds=batch.bounds,
+        )
+        solved = quantize_columns(batch.WT.clone(), batch.U, rounder)
+        out = {}
+        for place in batch.places:
+            name, rule = place.entry.name, rules[place.entry.name]
+            found = _store(
+                place.entry, _restore(solved, place), rows[place.index, place.rows], rule
+            )
+            columns = None
+            if "column" in rule.terms or rule.gains:
+                columns = torch.empty_like(rounder.col_codes[place.index])
+                columns[place.order] = rounder.col_codes[place.index]
+            out[name] = replace(
+                found,
+                col_codes=None if columns is None else columns.cpu().numpy(),
+                trellis=rule.trellis,
+            )
+        return out
+
+    def _col_codes(self, place: Place, rules: Mapping[str, Rule]) -> Tensor:
+        return self._steps.col_codes(place.entry.name, rules[place.entry.name])
+
 
 _Rows = tuple[Tensor, Tensor, Tensor]
 """integers (rows, cols), step codes (rows,), cost (rows,)"""
 
 
-def _restore(solved: Tensor, place: _Place) -> Tensor:
+def least_codes(W: Tensor, col_code: int) -> Tensor:
+    """Codes (rows,) below which a row's integers could leave int16, at columns of `col_code`."""
+    return grid.encode_steps(grid.least_unclipped(W), OCTAVE, up=True) - col_code
+
+
+def _restore(solved: Tensor, place: Place) -> Tensor:
     """One tensor's integers (rows, cols), int16, from a batch in solver order (.., cols, rows)."""
     part = solved[place.index, :, place.rows].to(torch.int16)
     restored = torch.empty_like(part)
     restored[place.order] = part
     return restored.T
-
-
-def _without_hessian(entry: TensorPlan) -> str:
-    if entry.kind == "embedding":
-        return "rounded to nearest: a table that is only looked up has no input to weigh errors by"
-    return "rounded to nearest: calibration never saw a product with it"
-
-
-def symbol_limit(rule: Rule) -> float:
-    """Largest magnitude that the rule lets a symbol take."""
-    return float(rule.qmax if rule.clip else grid.UNCLIPPED_MAX)
-
-
-def step_candidates(W: Tensor, rule: Rule) -> list[Tensor]:
-    """Step codes (rows,) to try for W (rows, cols): one, or several for the percentile search."""
-    if rule.scale == "absmax":
-        candidates = [grid.absmax_steps(W, rule.qmax)]
-    elif rule.scale == "sigma":
-        candidates = [grid.sigma_steps(W, rule.qmax, rule.k)]
-    else:
-        candidates = [grid.percentile_steps(W, rule.qmax, p) for p in grid.PERCENTILES]
-    return [step_codes(steps, W, rule) for steps in candidates]
-
-
-def step_codes(steps: Tensor, W: Tensor, rule: Rule) -> Tensor:
-    """Codes (rows,) in which `rule` stores `steps` (rows,), its scale's for W (rows, cols)."""
-    if not rule.clip:
-        steps = grid.guard_unclipped(steps, W)
-    # Steps that hug the largest weight round upwards, so that it is not clipped.
-    up = rule.scale != "sigma" and rule.clip
-    return grid.encode_steps(grid.floor_steps(steps, rule.floor), rule.step_octave, up=up)
 
 
 def _keep_better(old: _Rows | None, new: _Rows) -> _Rows:
@@ -308,8 +288,3 @@ def _store(entry: TensorPlan, integers: Tensor, codes: Tensor, rule: Rule) -> Qu
         row_codes=codes.cpu().numpy(),
         octave=rule.step_octave,
     )
-
-
-def _rows_of(entry: TensorPlan) -> int:
-    """A tensor of fewer than two dimensions is one row."""
-    return entry.shape[0] if len(entry.shape) >= 2 else 1

@@ -32,6 +32,8 @@ class Factor:
     """(cols,) int64: column j of the solver is column order[j] of the weight"""
     dead: Tensor
     """(cols,) bool, in the weight's own order: inputs that calibration never saw non-zero"""
+    scale: float
+    """mean of the living diagonal: U belongs to `H / scale`"""
     damping: float
     """relative damping that worked (a multiple of the mean diagonal)"""
     retries: int
@@ -60,10 +62,12 @@ def factor_hessian(hessian: Tensor, *, damping: float = 0.01, act_order: bool = 
             U=None,
             order=identity_order.to(hessian.device),
             dead=(dead & False).to(hessian.device),
+            scale=1.0,
             damping=0.0,
             retries=0,
         )
-    H = H / diagonal[~dead].mean()
+    scale = float(diagonal[~dead].mean())
+    H = H / scale
     H.diagonal()[dead] = 1.0
     order = (
         torch.argsort(H.diagonal(), descending=True, stable=True) if act_order else identity_order
@@ -80,6 +84,7 @@ def factor_hessian(hessian: Tensor, *, damping: float = 0.01, act_order: bool = 
                     U=U.float().to(hessian.device),
                     order=order.to(hessian.device),
                     dead=dead.to(hessian.device),
+                    scale=scale,
                     damping=lam,
                     retries=retries,
                 )
@@ -87,6 +92,7 @@ def factor_hessian(hessian: Tensor, *, damping: float = 0.01, act_order: bool = 
         U=None,
         order=identity_order.to(hessian.device),
         dead=(dead & False).to(hessian.device),
+        scale=scale,
         damping=lam,
         retries=len(DAMPING_LADDER),
     )

@@ -10,8 +10,8 @@ The soft form is pull request 826's. It ran there without gradients, so that tra
 straight-through rounding whatever alpha was; 1089 had a logistic function with gradient. Here the
 slope dQ/dw is that of the values used, the step held constant.
 
-Steps are those of `qpack.quant.engine.step_candidates`, rounded to their stored codes. Nothing here
-waits for the device.
+Steps are those of `qpack.quant.candidates`, rounded to their stored codes. Nothing here waits for
+the device.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from qpack.quant import grid
-from qpack.quant.engine import step_candidates, step_codes, symbol_limit
-from qpack.recipe import Rule
+from qpack.quant.candidates import step_candidates, step_codes, symbol_limit
+from qpack.rule import Rule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -9,9 +9,14 @@ arithmetic into matrix products; the integers do not depend on the block sizes b
 
 Cost for a (rows x cols) matrix: rows * cols^2 multiply-adds in products, and
 rows * cols * INNER / 2 in rank-1 updates.
+
+How one column is rounded is the caller's: `Nearest` here, `qpack.quant.columns` for column steps,
+gains and the trellis.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,34 +25,51 @@ INNER = 32
 OUTER = 256
 
 
+class Rounder(Protocol):
+    """Rounds one column of every matrix at a time, first to last."""
+
+    def __call__(self, j: int, w: Tensor) -> tuple[Tensor, Tensor]:
+        """(integers, decoded values) of column j, both like `w` (batch, rows) float32."""
+
+
+class Nearest:
+    """Rounds to the nearest multiple of a row's step, inside the row's limit."""
+
+    def __init__(self, steps: Tensor, limits: Tensor) -> None:
+        """`steps` and `limits` (largest integer magnitude): (batch, rows) float32."""
+        self._steps, self._low, self._high = steps, -limits, limits
+
+    def __call__(self, j: int, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Round column j."""
+        q = torch.div(w, self._steps).round_().clamp_(self._low, self._high)
+        return q, q * self._steps
+
+
 def quantize_columns(
     WT: Tensor,  # (batch, cols, rows) float32, columns in solver order; overwritten
     U: Tensor,  # (batch, cols, cols) float32, upper triangular
-    steps: Tensor,  # (batch, rows) float32
-    limits: Tensor,  # (batch, rows) float32, largest integer magnitude
+    rounder: Rounder,
     *,
     inner: int = INNER,
     outer: int = OUTER,
 ) -> Tensor:
     """Integers (batch, cols, rows) as float32; `WT` is used as workspace.
 
-    On return `WT` holds the compensated weights that were rounded, so
-    `WT - integers * steps` is each column's own rounding error.
+    On return `WT` holds the compensated weights that were rounded.
     """
     batch, cols, rows = WT.shape
     integers = torch.empty_like(WT)
     errors = WT.new_empty((batch, min(outer, cols), rows))
     diagonal = U.diagonal(dim1=1, dim2=2)  # (batch, cols)
-    low, high = -limits, limits
     for start in range(0, cols, outer):
         stop = min(start + outer, cols)
         for begin in range(start, stop, inner):
             end = min(begin + inner, stop)
             for j in range(begin, end):
                 w = WT[:, j]
-                q = torch.div(w, steps).round_().clamp_(low, high)
+                q, decoded = rounder(j, w)
                 integers[:, j] = q
-                e = torch.addcmul(w, q, steps, value=-1.0).div_(diagonal[:, j, None])
+                e = torch.sub(w, decoded).div_(diagonal[:, j, None])
                 errors[:, j - start] = e
                 if j + 1 < end:
                     WT[:, j + 1 : end].addcmul_(

@@ -124,7 +124,12 @@ def floor_steps(steps: Tensor, floor: float) -> Tensor:
 
 def guard_unclipped(steps: Tensor, W: Tensor) -> Tensor:
     """Steps large enough that no symbol leaves int16, error feedback included."""
-    return torch.maximum(steps, row_peaks(W) * (_HEADROOM / UNCLIPPED_MAX))
+    return torch.maximum(steps, least_unclipped(W))
+
+
+def least_unclipped(W: Tensor) -> Tensor:
+    """The smallest step of each row (rows,) with which no symbol leaves int16."""
+    return row_peaks(W) * (_HEADROOM / UNCLIPPED_MAX)
 
 
 def round_to_nearest(W: Tensor, steps: Tensor, limits: Tensor) -> Tensor:

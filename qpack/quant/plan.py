@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from qpack.errors import ConfigError
-from qpack.recipe import Recipe, Rule
+from qpack.recipe import Recipe
+from qpack.rule import Rule
 
 MATRIX_SIDE = 8
 FLOAT16_MAX = 65_504.0

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from qpack.errors import ConfigError
 from qpack.quant.plan import TensorPlan, classify, make_plan, matches, untied
-from qpack.recipe import Knob, Recipe, Rule
+from qpack.recipe import Knob, Recipe
+from qpack.rule import Rule
 
 PATTERNS_HINT = 'patterns are those of a recipe: a name, "re:<full match>" or "class:<class>"'
 
@@ -124,6 +125,7 @@ def select(model: nn.Module, recipe: Recipe, match: Sequence[str], knob: float |
             hint=PATTERNS_HINT,
         )
     turned = dict(_turned(rules, recipe.knob, knob))
+    _check_scales(turned)
     return Selection(rules=turned, names=names, skipped=skipped)
 
 
@@ -133,6 +135,18 @@ def _not_rounded(entry: TensorPlan, parameters: set[str]) -> str | None:
     if entry.rule.type != "int":
         return f"stored as {entry.rule.type}"
     return None
+
+
+def _check_scales(rules: Mapping[str, Rule]) -> None:
+    """Refuse steps that the weights alone do not give."""
+    names = [name for name, rule in rules.items() if rule.scale == "rd"]
+    if names:
+        raise ConfigError(
+            "late QAT cannot round as rule rd does: its steps come from calibration, column by "
+            "column",
+            items=names,
+            hint='pack by another recipe, for example recipe = "record", or train without late QAT',
+        )
 
 
 def _turned(

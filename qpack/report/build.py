@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from qpack.artifact.encode import Encoded
 from qpack.artifact.layout import MAJOR, MINOR
@@ -19,12 +21,13 @@ from qpack.inputs import Inputs
 from qpack.options import PackOptions
 from qpack.produce import Product
 from qpack.quant import grid
-from qpack.quant.engine import Quantizer, symbol_limit
+from qpack.quant.candidates import symbol_limit
+from qpack.quant.engine import Quantizer
 from qpack.quant.plan import Plan, TensorPlan
 from qpack.quant.statistics import Statistics
-from qpack.recipe import Rule
+from qpack.rule import Rule
 from qpack.stages import RunLog
-from qpack.tensors import QuantizedTensor, StoredTensor
+from qpack.tensors import QuantizedTensor, StoredTensor, decode_steps
 
 SCHEMA = "qpack.report/1"
 
@@ -190,22 +193,34 @@ def _quantized_columns(
     name: str, stored: QuantizedTensor, rule: Rule, quantizer: Quantizer
 ) -> dict[str, Any]:
     W = quantizer.weights[name]
-    steps = grid.step_values(torch.from_numpy(stored.row_codes).to(W.device), stored.octave)
-    integers = torch.from_numpy(stored.integers).to(W.device, torch.float32)
-    limits = torch.full_like(steps, symbol_limit(rule))
-    nearest = grid.round_to_nearest(W, steps, limits)
+    steps = steps_of(stored).to(W.device)  # (rows, cols) or (rows, 1)
+    limit = symbol_limit(rule)
+    nearest = (W / steps).round_().clamp_(-limit, limit).mul_(steps)
+    decoded = torch.from_numpy(stored.dequantize()).to(W.device).reshape(W.shape)
     factor = quantizer.factors.get(name)
     return {
-        "qmax": rule.qmax,
-        "max_abs": int(integers.abs().max()),
-        "clipped": int((W.abs() > (limits + 0.5)[:, None] * steps[:, None]).sum()),
-        "error": float(grid.precise(quantizer.errors(name, integers, steps)).sum()),
-        "error_rtn": float(grid.precise(quantizer.errors(name, nearest, steps)).sum()),
+        "qmax": rule.qmax if rule.clips else None,
+        "trellis": stored.trellis,
+        "mean_step": float(torch.exp2(grid.precise(steps).log2().mean())),
+        "max_abs": int(abs(stored.integers.astype(np.int32)).max()),
+        "clipped": int((W.abs() > (limit + 0.5) * steps).sum()),
+        "error": float(grid.precise(quantizer.errors(name, decoded)).sum()),
+        "error_rtn": float(grid.precise(quantizer.errors(name, nearest)).sum()),
+        "predicted_nats": quantizer.predicted_nats(name, decoded),
+        "floored_rows": quantizer.floored.get(name),
         "damping": factor.damping if factor else None,
         "damping_retries": factor.retries if factor else None,
         "dead_columns": factor.num_dead if factor else None,
         "fallback": quantizer.fallbacks.get(name),
     }
+
+
+def steps_of(stored: QuantizedTensor) -> Tensor:
+    """Every weight's step: (rows, cols), or (rows, 1) where columns have none of their own."""
+    rows = decode_steps(stored.row_codes, stored.octave)[:, None]
+    if stored.col_codes is None:
+        return torch.from_numpy(rows)
+    return torch.from_numpy(rows * decode_steps(stored.col_codes, stored.octave)[None, :])
 
 
 def _most(statistics: Statistics) -> int:

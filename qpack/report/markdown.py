@@ -25,8 +25,9 @@ from qpack.report.tables import (
 Report = Mapping[str, Any]
 
 TENSOR_COLUMNS = (
-    "name", "shape", "kind", "rule", "qmax", "max_abs", "clipped", "bits_per_weight", "bytes",
-    "error", "error_rtn", "damping", "damping_retries", "dead_columns", "fallback",
+    "name", "shape", "kind", "rule", "mean_step", "max_abs", "clipped", "bits_per_weight", "bytes",
+    "predicted_nats", "error", "error_rtn", "damping", "damping_retries", "dead_columns",
+    "floored_rows", "fallback",
 )  # fmt: skip
 STREAM_COLUMNS = ("name", "elements", "dtype", "codec", "filter", "raw_bytes", "bytes")
 

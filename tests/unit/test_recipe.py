@@ -100,7 +100,7 @@ def test_file_problems(tmp_path: Path) -> None:
 
 def test_description_is_complete() -> None:
     description = default_recipe().describe()
-    assert description["knob"] == {"name": "k", "low": 0.25, "high": 256.0}
+    assert description["knob"] == {"name": "k", "low": 0.25, "high": 256.0, "choose": True}
     assert description["rules"][1]["damping"] == 0.01
     assert Knob(name="qmax").bounds == (31.0, 127.0)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from qpack.quant import grid
-from qpack.quant.engine import step_candidates, symbol_limit
+from qpack.quant.candidates import step_candidates, symbol_limit
 from qpack.quant.fake import RowGrid, soft_round, soft_slope
-from qpack.recipe import Rule
+from qpack.rule import Rule
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from qpack.quant.factor import Factor, factor_hessian
-from qpack.quant.gptq import quantize_columns
+from qpack.quant.gptq import Nearest, quantize_columns
 from qpack.quant.grid import round_to_nearest, sigma_steps
 
 from .reference import correlated_inputs, gptq, output_error
@@ -18,7 +18,8 @@ def solve(W: Tensor, factor: Factor, steps: Tensor, limit: float, **blocks: int)
     WT[factor.dead] = 0
     WT = WT[factor.order]
     limits = torch.full((1, W.shape[0]), limit)
-    solved = quantize_columns(WT[None], factor.U[None], steps[None], limits, **blocks)[0]
+    rounder = Nearest(steps[None], limits)
+    solved = quantize_columns(WT[None], factor.U[None], rounder, **blocks)[0]
     restored = torch.empty_like(solved)
     restored[factor.order] = solved
     return restored.T
@@ -75,7 +76,7 @@ def test_batch_equals_one_by_one() -> None:
     WT = torch.stack([W.T[f.order] for (W, _, _), f in zip(cases, factors, strict=True)])
     U = torch.stack([f.U for f in factors if f.U is not None])
     steps = torch.stack([s for _, _, s in cases])
-    together = quantize_columns(WT, U, steps, torch.full((3, 16), 31.0))
+    together = quantize_columns(WT, U, Nearest(steps, torch.full((3, 16), 31.0)))
     for b, ((W, _, s), factor) in enumerate(zip(cases, factors, strict=True)):
         alone = torch.empty_like(together[b])
         alone[factor.order] = together[b]

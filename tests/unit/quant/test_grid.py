@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpack.quant import grid
-from qpack.quant.engine import step_candidates
-from qpack.recipe import RECIPROCAL_FLOOR, Rule
+from qpack.quant.candidates import step_candidates
+from qpack.rule import RECIPROCAL_FLOOR, Rule
 from qpack.tensors import decode_steps
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from qpack.errors import CheckpointError
 from qpack.quant.calibrate import collect
-from qpack.quant.engine import step_candidates
+from qpack.quant.candidates import step_candidates
 from qpack.quant.grid import step_values
 from qpack.quant.plan import make_plan
 from qpack.quant.qat import ALL, LateQAT, Start

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from qpack.quant.selection import Member
 from qpack.quant.swap import Swapped, make_groups
-from qpack.recipe import Rule
+from qpack.rule import Rule
 
 RULE = Rule(match=("x",), qmax=7)
 

@@ -1,0 +1,101 @@
+"""What an error in a weight costs: one quadratic form for every tensor. Pure functions.
+
+The loss rises by about `1/2 g_r e H e^T` a token for an error e in row r of a weight that inputs of
+second moment H (a mean) are multiplied by, g_r being the mean squared gradient of output r: H and G
+are the two factors of K-FAC (Martens and Grosse 2015, arXiv:1503.05671), diagonal on the output
+side. A row v of a table that is looked up with frequency f_v costs `1/2 f_v e diag(g_in) e^T`, with
+g_in the mean squared gradient of what was looked up. A tied table pays both. For one solver it is
+given the form `g_v e H' e^T` whose shape H' is the mean over rows of the sum and whose weight g_v
+keeps each row's trace:
+
+    H' = mean(g) H + mean(f) diag(g_in)        g'_v = (g_v tr H + f_v tr diag(g_in)) / tr H'
+
+Estimates from few tokens are noisy, and a weight that looks worthless today may count tomorrow: no
+row is worth less than `FLOOR` of the tensor's mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qpack.quant.grid import precise
+from qpack.quant.statistics import Statistics
+
+FLOOR = 0.01
+"""Least worth of a row, of its tensor's mean. Its step is then ten times the mean one."""
+
+PRIOR_LOOKUPS = 0.5
+"""Lookups that every row of a table is given beside those seen (Krichevsky and Trofimov 1981)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Form:
+    """Cost of row r: about `weights[r] * e H e^T`, twice the loss rise in nats a token."""
+
+    H: Tensor
+    """(cols, cols) float32; exact zeros on the diagonal are columns that nothing depends on"""
+    weights: Tensor
+    """(rows,) float32, above 0"""
+    floored: int
+    """rows whose weight was raised to the floor"""
+    known: bool
+    """whether rows have sensitivities; otherwise all weigh 1, and tensors cannot be compared"""
+
+
+def form_of(name: str, statistics: Statistics) -> Form | None:
+    """The form of tensor `name`; None where calibration never saw it used."""
+    H = mean_hessian(name, statistics)
+    g = statistics.sensitivities.get(name)
+    f, g_in = statistics.frequencies.get(name), statistics.table_sensitivities.get(name)
+    lookup = None
+    if f is not None and g_in is not None and _informs(g_in):
+        lookup = smoothed(f, statistics.sensitivity_tokens), g_in
+    if H is None:
+        return None if lookup is None else _lookup_form(*lookup)
+    if g is None or not _informs(g):
+        return Form(H=H, weights=H.new_ones(0), floored=0, known=False)
+    if lookup is None:
+        return _floored(H, g)
+    return tied_form(H, g, *lookup)
+
+
+def mean_hessian(name: str, statistics: Statistics) -> Tensor | None:
+    """H of `name` as a mean over its inputs, or None."""
+    H = statistics.hessian(name)
+    return None if H is None else H / max(1, statistics.counts[statistics.members[name]])
+
+
+def tied_form(H: Tensor, g: Tensor, f: Tensor, g_in: Tensor) -> Form:
+    """The form of a table whose rows are both multiplied by (H, g) and looked up (f, g_in)."""
+    mean_g, mean_f = float(precise(g).mean()), float(precise(f).mean())
+    combined = mean_g * H + torch.diag(mean_f * g_in)
+    trace_H, trace_in = float(precise(H.diagonal()).sum()), float(precise(g_in).sum())
+    trace = mean_g * trace_H + mean_f * trace_in
+    return _floored(combined, (g * trace_H + f * trace_in) / trace)
+
+
+def smoothed(frequencies: Tensor, tokens: int) -> Tensor:
+    """Frequencies (rows,) of lookups a token with a prior, so that unseen rows stay alive."""
+    return frequencies + PRIOR_LOOKUPS / max(1, tokens)
+
+
+def _lookup_form(f: Tensor, g_in: Tensor) -> Form:
+    return _floored(torch.diag(g_in), f)
+
+
+def _floored(H: Tensor, weights: Tensor) -> Form:
+    least = FLOOR * float(precise(weights).mean())
+    return Form(
+        H=H,
+        weights=weights.clamp_min(least),
+        floored=int((weights < least).sum()),
+        known=True,
+    )
+
+
+def _informs(values: Tensor) -> bool:
+    """Whether these can weigh anything: finite, and not all zero."""
+    return bool(torch.isfinite(values).all()) and bool((values > 0).any())
