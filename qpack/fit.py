@@ -155,6 +155,8 @@ class Fitter:
                 estimate=self.estimate,
                 encode=self._encode_for_search,
                 largest=self.largest,
+                start=self._plan.knob_start,
+                num_weights=self._plan.turned_weights,
             )
         assert self._best is not None
         assert self._best[0] == found.value

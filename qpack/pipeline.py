@@ -94,6 +94,8 @@ def plan_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
         estimate=fitter.estimate,
         encode=fitter.estimate,
         largest=fitter.largest,
+        start=inputs.plan.knob_start,
+        num_weights=inputs.plan.turned_weights,
     )
     stored = {tensor.name: tensor for tensor in fitter.contents(found.value).tensors}
     rows = [

@@ -2,13 +2,13 @@
 
 The search knows nothing of tensors. It is given two functions of the knob value: `estimate`, bytes
 predicted from the entropy of the integers that the final quantizer produces (seconds), and
-`encode`, bytes of the real file (the real codec, much slower). It brackets with the first, settles
-with the second, verifies both ends, and keeps every probe on record. What it avoids of the original
-(pull request 1440): probing with another quantizer than the final one, a lower end that was never
-tried, a reported size that is not the file's, and a final size that nobody checks.
+`encode`, bytes of the real file (the real codec, slower). It comes near with the first, settles
+with the second, and keeps every probe on record. What it avoids of the original (pull request
+1440): probing with another quantizer than the final one, an end of the range that was never tried
+yet returned, a reported size that is not the file's, and a final size that nobody checks.
 
 The inner coordinate is the fineness u = log2(1 / step): size is close to linear in it,
-`bytes = a + weights * u / 8`.
+`bytes = a + weights * u / 8`, so that two estimates and two real files are mostly enough.
 """
 
 from __future__ import annotations
@@ -22,20 +22,26 @@ from qpack.errors import BudgetError
 from qpack.recipe import Knob
 
 CODEC_OVER_ENTROPY = 1.0
-"""First guess of real over estimated bytes: a codec that adapts to what differs within a stream
-gains about what it loses to an ideal coder. The first real probe corrects it."""
+"""First guess of real over estimated bytes. The first real probe corrects it."""
 
-AIM = 3e-4
+SLACK = 5e-4
+"""A real probe that fits and leaves at most this share of the budget free ends the search."""
+
+AIM = 2e-4
 """Share of the budget left free when aiming; doubles with each overshoot."""
 
-GOOD_USE, ENOUGH_USE, PATIENCE = 0.9993, 0.999, 3
-"""A real probe that fits and uses GOOD_USE of the budget ends the search; so does one that uses
-ENOUGH_USE from the third real probe on, as a codec's noise may allow no better."""
+PATIENCE, ENOUGH_USE = 5, 0.999
+"""From this real probe on, one that uses ENOUGH_USE ends the search: noise may allow no better."""
 
-ESTIMATE_TOLERANCE = 1e-4
+CLOSE = 0.03
+"""An estimate this near the budget, relative to it, is followed by a real probe."""
+
 MAX_ESTIMATES, MAX_ENCODES = 12, 12
 
-NEAR, LEAST_MOVE = 0.5, 1e-4
+LONGEST_MOVE = 3.0
+"""Octaves of the knob between two estimates: the size curve is straight only nearby."""
+
+NEAR, LEAST_MOVE = 0.5, 1e-5
 """Octaves of the knob: real probes this near define a straight line; the next is this far off."""
 
 
@@ -68,23 +74,23 @@ def search(
     estimate: Callable[[float], int],
     encode: Callable[[float], int],
     largest: Callable[[float], Sequence[str]] = lambda value: (),
+    start: float | None = None,
+    num_weights: int = 0,
 ) -> SearchResult:
     """Find the finest knob value whose file fits `budget_bytes`.
 
+    `start` is where to look first (None: the middle of the range) and `num_weights` the weights
+    that follow the knob, which give the curve its slope before there are two probes.
     Raises `BudgetError` with the smallest possible size, and the lines that `largest` gives for the
     coarsest value, if even that does not fit.
     """
-    probes = _Probes(knob, budget_bytes, estimate, encode)
+    probes = _Probes(knob, budget_bytes, estimate, encode, slope=num_weights / 8)
     coarse, fine = probes.ends
-    if probes.estimated(coarse) * CODEC_OVER_ENTROPY > 0.97 * budget_bytes:
-        check_fits(
-            probes.encoded(coarse), budget_bytes, f"{knob.name} = {coarse:g}", largest(coarse)
-        )
-    if coarse == fine or probes.estimated(fine) < 1.03 * budget_bytes:
-        size = probes.encoded(fine)
-        if size <= budget_bytes:
-            return probes.result(fine, f"the finest end of the range, {fine:g}, fits")
-    found = _settle_integer(probes) if knob.integer else _settle_continuous(probes)
+    if knob.integer:
+        found = _settle_integer(probes, largest)
+    else:
+        first = math.sqrt(coarse * fine) if start is None else start
+        found = _settle_continuous(probes, min(max(first, fine), coarse))
     # A codec can be far from the entropy (`store`): what was settled on may be the coarse end.
     check_fits(found.num_bytes, budget_bytes, f"{knob.name} = {found.value:g}", largest(coarse))
     return found
@@ -102,8 +108,15 @@ def check_fits(smallest: int, budget_bytes: int, where: str, largest: Sequence[s
         )
 
 
-def _settle_continuous(probes: _Probes) -> SearchResult:
-    """Encode where the curve should meet the budget, correct the curve, and again."""
+def _settle_continuous(probes: _Probes, first: float) -> SearchResult:
+    """Estimate until near, encode where the curve should meet the budget, correct it, and again."""
+    value = first
+    for _ in range(MAX_ESTIMATES):
+        size = probes.estimated(value)
+        following = probes.solve(probes.budget_bytes)
+        if abs(size - probes.budget_bytes) <= CLOSE * probes.budget_bytes or following == value:
+            break
+        value = following
     misses = 0
     for count in range(1, MAX_ENCODES + 1):
         target = probes.budget_bytes * max(0.5, 1.0 - AIM * 2.0**misses)
@@ -111,19 +124,25 @@ def _settle_continuous(probes: _Probes) -> SearchResult:
         if ("codec", value) in probes.sizes:  # nothing between what fits and what does not
             break
         misses += probes.encoded(value) > probes.budget_bytes
-        if probes.use() >= (GOOD_USE if count < PATIENCE else ENOUGH_USE):
+        if probes.use() >= (1.0 - SLACK if count < PATIENCE else ENOUGH_USE):
             break
     best = probes.best_fit()
     if best is None:
         best = probes.ends[0]
         probes.encoded(best)
+    if best == probes.ends[1]:
+        return probes.result(best, f"the finest end of the range, {best:g}, fits")
     return probes.result(best, "the finest value found whose encoded file fits")
 
 
-def _settle_integer(probes: _Probes) -> SearchResult:
+def _settle_integer(probes: _Probes, largest: Callable[[float], Sequence[str]]) -> SearchResult:
     """Bisect on the estimate, then step with the codec until one fits and the next does not."""
+    coarse = probes.ends[0]
+    if probes.estimated(coarse) * CODEC_OVER_ENTROPY > 0.97 * probes.budget_bytes:
+        where = f"{probes.knob.name} = {coarse:g}"
+        check_fits(probes.encoded(coarse), probes.budget_bytes, where, largest(coarse))
     low, high = (int(end) for end in sorted(probes.ends))
-    ratio = probes.ratio or CODEC_OVER_ENTROPY
+    ratio = probes.ratio
     inside, outside = low, high + 1
     while outside - inside > 1:
         middle = (inside + outside) // 2
@@ -150,6 +169,8 @@ class _Probes:
     budget_bytes: int
     estimate: Callable[[float], int]
     encode: Callable[[float], int]
+    slope: float
+    """bytes an octave, until two estimates give it"""
     log: list[Probe] = field(default_factory=list)
     sizes: dict[tuple[str, float], int] = field(default_factory=dict)
 
@@ -160,13 +181,19 @@ class _Probes:
         return (low, high) if self.knob.finer_upwards else (high, low)
 
     @property
-    def ratio(self) -> float | None:
+    def ratio(self) -> float:
         """Real over estimated bytes at the last encoded point."""
         for probe in reversed(self.log):
-            known = self.sizes.get(("entropy", probe.value))
-            if probe.kind == "codec" and known:
-                return probe.num_bytes / known
-        return None
+            if probe.kind == "codec":
+                predicted = self.predicted(self.fineness(probe.value))
+                return probe.num_bytes / predicted if predicted > 0 else CODEC_OVER_ENTROPY
+        return CODEC_OVER_ENTROPY
+
+    def predicted(self, u: float) -> float:
+        """The estimated curve at fineness u: the line through the two nearest estimates."""
+        first, *rest = sorted(self.points("entropy"), key=lambda p: abs(p[0] - u))[:2]
+        slope = (rest[0][1] - first[1]) / (rest[0][0] - first[0]) if rest else self.slope
+        return first[1] + slope * (u - first[0])
 
     def estimated(self, value: float) -> int:
         """Bytes by entropy."""
@@ -218,39 +245,45 @@ class _Probes:
         if low is not None and high is not None:
             margin = 0.1 * (high[0] - low[0])
             u = min(max(_on_line(low, high, target), low[0] + margin), high[0] - margin)
+            return self.value_at(u)
+        near = sorted(real, key=lambda p: abs(p[1] - target))[:2]
+        if len(near) == 2 and abs(near[0][0] - near[1][0]) <= NEAR and near[0][1] != near[1][1]:
+            u = _on_line(near[0], near[1], target)
         else:
-            near = sorted(real, key=lambda p: abs(p[1] - target))[:2]
-            if len(near) == 2 and abs(near[0][0] - near[1][0]) <= NEAR:
-                u = _on_line(near[0], near[1], target)
-            else:
-                u = self.fineness(self.solve(target / (self.ratio or CODEC_OVER_ENTROPY)))
-            if low is not None:
-                u = max(u, low[0] + LEAST_MOVE)
-            if high is not None:
-                u = min(u, high[0] - LEAST_MOVE)
-        coarse, fine = (self.fineness(end) for end in self.ends)
-        return self.value_at(min(max(u, coarse), fine))
+            u = self.fineness(self.solve(target / self.ratio))
+        if low is not None:
+            u = max(u, low[0] + LEAST_MOVE)
+        if high is not None:
+            u = min(u, high[0] - LEAST_MOVE)
+        return self.inside(u)
 
     def solve(self, target: float) -> float:
-        """The knob value whose estimate comes just under `target` bytes: bracketed secant steps."""
+        """The knob value at which the estimated curve should come to `target` bytes.
+
+        The line between the nearest estimates on both sides, or through the nearest two, or from
+        the only one at the slope that was given.
+        """
         points = self.points("entropy")
-        below = max((p for p in points if p[1] <= target), default=points[0])
-        above = min((p for p in points if p[1] > target), default=points[-1])
-        for _ in range(MAX_ESTIMATES):
-            width = above[0] - below[0]
-            if target - below[1] <= ESTIMATE_TOLERANCE * target or width <= 1e-5:
-                break
-            share = (target - below[1]) / max(1, above[1] - below[1])
-            value = self.value_at(below[0] + width * min(0.95, max(0.05, share)))
-            u = self.fineness(value)
-            if not below[0] < u < above[0]:
-                break
-            size = self.estimated(value)
-            if size <= target:
-                below = (u, size)
-            else:
-                above = (u, size)
-        return self.value_at(below[0])
+        below = max((p for p in points if p[1] <= target), default=None)
+        above = min((p for p in points if p[1] > target), default=None)
+        if below is not None and above is not None:
+            return self.inside(_on_line(below, above, target))
+        nearest = points[-1] if above is None else points[0]
+        others = [p for p in points if p[1] != nearest[1]]
+        slope = self.slope
+        if others:
+            other = min(others, key=lambda p: abs(p[0] - nearest[0]))
+            slope = (other[1] - nearest[1]) / (other[0] - nearest[0])
+        wanted = (target - nearest[1]) / slope if slope > 0 else math.inf
+        wanted = math.copysign(wanted, target - nearest[1])
+        return self.inside(nearest[0] + min(max(wanted, -LONGEST_MOVE), LONGEST_MOVE))
+
+    def inside(self, u: float) -> float:
+        """The knob value of fineness u, or the nearer end of the range."""
+        coarse, fine = self.ends
+        if u <= self.fineness(coarse):
+            return coarse
+        return fine if u >= self.fineness(fine) else self.value_at(u)
 
     def best_fit(self) -> float | None:
         """The value of the largest encoded file that fits."""

@@ -58,6 +58,17 @@ class Plan:
         """Tensors that follow the knob."""
         return tuple(entry for entry in self.tensors if entry.rule.knob)
 
+    @property
+    def turned_weights(self) -> int:
+        """Weights that follow the knob."""
+        return sum(entry.num_weights for entry in self.turned)
+
+    @property
+    def knob_start(self) -> float | None:
+        """The knob's value in the first rule that follows it; None where no rule does."""
+        knob = self.recipe.knob.name
+        return next((e.rule.c if knob == "c" else e.rule.k for e in self.turned), None)
+
 
 def classify(model: nn.Module) -> dict[str, str]:
     """Class of every tensor of the module's state dict, tied names included."""

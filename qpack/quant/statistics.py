@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,15 @@ class Statistics:
     """SHA-256 of the checkpoint's tensors"""
     source: dict[str, str]
     """what was calibrated on: name, SHA-256, tokens"""
+    sensitivities: dict[str, Tensor] = field(default_factory=dict)
+    """weight -> (rows,) float32: mean over tokens of the squared gradient of each output, summed
+    over the uses of the weight"""
+    frequencies: dict[str, Tensor] = field(default_factory=dict)
+    """table -> (rows,) float32: lookups of each row a token, summed over uses"""
+    table_sensitivities: dict[str, Tensor] = field(default_factory=dict)
+    """table -> (cols,) float32: mean over lookups of the squared gradient of what was looked up"""
+    sensitivity_tokens: int = 0
+    """tokens behind the three; 0: none were gathered"""
 
     def hessian(self, name: str) -> Tensor | None:
         """H of weight `name`, or None where calibration never saw it in a product."""

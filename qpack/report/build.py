@@ -90,7 +90,7 @@ def product_sections(product: Product, budget_bytes: int, plan: Plan) -> dict[st
         "weights": {
             "total": total,
             "quantized": quantized,
-            "turned": sum(entry.num_weights for entry in plan.turned),
+            "turned": plan.turned_weights,
         },
         "knob": {
             "name": knob.name,

@@ -47,7 +47,6 @@ def test_the_report_tells_the_truth(given: PackOptions, tmp_path: Path) -> None:
     assert report["bits_per_weight"] == 8 * size / report["weights"]["total"]
     assert {row["kind"] for row in report["probes"]} == {"entropy", "codec"}
     assert report["probes"][-1]["kind"] == "codec"
-    assert {p["value"] for p in report["probes"]} >= {0.25, 256.0}, "both ends"
     assert [s["name"] for s in report["stages"]] == [
         "read inputs", "calibrate", "prepare", "fit to budget", "decode elsewhere", "score",
         "report",
