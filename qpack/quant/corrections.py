@@ -1,10 +1,11 @@
 """What tuning may change of an artifact's contents, as numbers that gradients can reach.
 
-    W = integers * 2^(row + u) * 2^(col + v)        v = v0 + rms(v0) * u
+    W = integers * 2^(row + u) * 2^(col + v)        b = b0 + w
 
-Row steps, column steps and float tensors each have offsets u that start at zero; integers stay.
-Column steps that several tensors share (q, k and v have one input) are one vector here too, so that
-the codes still repeat in the file. Scaled like this one learning rate fits all offsets.
+Row steps, column steps and float tensors each have offsets u, v, w that start at zero; integers
+stay. Column steps that several tensors share (q, k and v have one input) are one vector here too,
+so that the codes still repeat in the file. What is trained are moves m, `u = start + scale * m`:
+with scales of one over the root of the loss's curvature, all moves matter alike.
 
 The gradients of steps need no gradient of W: with y = W x for each token, `dL/d(row) = ln2 sum_t
 y dL/dy` and `dL/d(col) = ln2 sum_t x dL/dx`. `Products` computes them so where a weight is used in
@@ -36,10 +37,7 @@ from qpack.tensors import (
 from qpack.torch_tensors import DTYPES, to_raw, to_torch
 
 Offsets = dict[str, Tensor]
-"""Kind and name ("rows blocks.0.mlp.fc.weight") -> float32 offsets"""
-
-LEAST_RMS = 1e-3
-"""Float tensors that are almost zero move as if they were this large."""
+"""Kind and name ("rows blocks.0.mlp.fc.weight") -> float32, a value for each step or element"""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,9 +61,9 @@ class Corrections:
         state = model.state_dict(keep_vars=True)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._likes = {t.name: state[t.name] for t in contents.tensors}
-        self.offsets: Offsets = {}
+        self._start: Offsets = {}
         self._grids: dict[str, _Grid] = {}
-        self._floats: dict[str, tuple[Tensor, float]] = {}
+        self._floats: dict[str, Tensor] = {}
         self._fixed: dict[str, Tensor] = {}
         leaders: dict[bytes, str] = {}
         for tensor in contents.tensors:
@@ -74,42 +72,44 @@ class Corrections:
                 self._grids[tensor.name] = self._grid(tensor, like.device, leaders)
             elif tensor.name in parameters and DTYPES[tensor.dtype].is_floating_point:
                 value = to_torch(tensor).to(like.device, torch.float32)
-                self._floats[tensor.name] = value, max(_rms(value), LEAST_RMS)
+                self._floats[tensor.name] = value
                 self._add(f"values {tensor.name}", value)
             else:
                 self._fixed[tensor.name] = to_torch(tensor).to(like)
-        for key, offset in self.offsets.items():
-            if start is not None and key in start:
-                offset.copy_(start[key])
-            offset.requires_grad_()
+        self._start |= {key: u for key, u in (start or {}).items() if key in self._start}
+        self.scales = {key: torch.ones_like(u) for key, u in self._start.items()}
+        self.moves = {k: torch.zeros_like(u).requires_grad_() for k, u in self._start.items()}
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether no move has left all bounds."""
+        return all(bool(move.isfinite().all()) for move in self.moves.values())
+
+    def offsets(self) -> Offsets:
+        """Where all offsets are now."""
+        return {key: self._start[key] + self.scales[key] * m for key, m in self.moves.items()}
 
     def weights(self) -> tuple[dict[str, Tensor], Products]:
         """Every tensor of the model by name, and the mode in which to run it."""
         made = dict(self._fixed)
         known: dict[int, _Product] = {}
+        offsets = self.offsets()
         for name, grid in self._grids.items():
-            rows = self.offsets[grid.rows]
-            cols = None if grid.cols is None else self.offsets[grid.cols]
+            rows = offsets[grid.rows]
+            cols = None if grid.cols is None else offsets[grid.cols]
             W = _Rebuilt.apply(grid, rows, cols).to(self._likes[name].dtype)  # type: ignore[no-untyped-call]
             made[name] = W.reshape(grid.stored.shape)
             known[id(made[name])] = _Product(made[name].detach(), rows, cols)
-        for name, (value, scale) in self._floats.items():
-            offset = self.offsets[f"values {name}"]
-            made[name] = (value + scale * offset).to(self._likes[name].dtype)
-        return made | {other: made[name] for other, name in self._contents.aliases.items()}, (
-            Products(known)
-        )
-
-    @property
-    def are_finite(self) -> bool:
-        """Whether no offset has left all bounds."""
-        return all(bool(offset.isfinite().all()) for offset in self.offsets.values())
+        for name, value in self._floats.items():
+            made[name] = (value + offsets[f"values {name}"]).to(self._likes[name].dtype)
+        aliases = {other: made[name] for other, name in self._contents.aliases.items()}
+        return made | aliases, Products(known)
 
     def rounded(self) -> Contents:
         """Contents with every offset rounded to what a file stores: codes, float types."""
-        return replace(
-            self._contents, tensors=tuple(self._rounded(t) for t in self._contents.tensors)
-        )
+        offsets = {key: offset.detach() for key, offset in self.offsets().items()}
+        tensors = (self._rounded(tensor, offsets) for tensor in self._contents.tensors)
+        return replace(self._contents, tensors=tuple(tensors))
 
     def _grid(
         self, stored: QuantizedTensor, device: torch.device, leaders: dict[bytes, str]
@@ -129,28 +129,27 @@ class Corrections:
             else _logs(stored.col_codes, stored.octave).to(device),
         )
         self._add(grid.rows, grid.row_logs)
-        if grid.cols is not None and grid.cols not in self.offsets and grid.col_logs is not None:
+        if grid.cols is not None and grid.cols not in self._start and grid.col_logs is not None:
             self._add(grid.cols, grid.col_logs)
         return grid
 
     def _add(self, key: str, like: Tensor) -> None:
-        self.offsets[key] = torch.zeros_like(like)
+        self._start[key] = torch.zeros_like(like)
 
-    def _rounded(self, tensor: StoredTensor) -> StoredTensor:
+    def _rounded(self, tensor: StoredTensor, offsets: Offsets) -> StoredTensor:
         name = tensor.name
         if isinstance(tensor, RawTensor):
             if name not in self._floats:
                 return tensor
-            value, scale = self._floats[name]
-            moved = (value + scale * self.offsets[f"values {name}"]).detach().cpu()
+            moved = (self._floats[name] + offsets[f"values {name}"]).cpu()
             return to_raw(name, moved.to(DTYPES[tensor.dtype]))
         grid = self._grids[name]
         col_codes = tensor.col_codes
         if grid.cols is not None and col_codes is not None:
-            col_codes = _moved(col_codes, tensor.octave, self.offsets[grid.cols])
+            col_codes = _moved(col_codes, tensor.octave, offsets[grid.cols])
         return replace(
             tensor,
-            row_codes=_moved(tensor.row_codes, tensor.octave, self.offsets[grid.rows]),
+            row_codes=_moved(tensor.row_codes, tensor.octave, offsets[grid.rows]),
             col_codes=col_codes,
             octave=RESOLUTION,
         )
@@ -229,10 +228,6 @@ class _Rebuilt(torch.autograd.Function):
         return None, math.log(2) * weighed.sum(1), cols
 
 
-def _rms(value: Tensor) -> float:
-    return float(value.double().square().mean().sqrt()) if value.numel() else 0.0
-
-
 def _logs(codes: np.ndarray[Any, np.dtype[np.int16]], octave: int) -> Tensor:
     """log2 of the steps, float32."""
     return torch.from_numpy(codes.astype(np.float32) / octave)
@@ -243,6 +238,6 @@ def _moved(
 ) -> np.ndarray[Any, np.dtype[np.int16]]:
     """Codes of the finest octave, nearest to the steps moved by `offset` octaves."""
     fine = codes.astype(np.float64) * (RESOLUTION // octave)
-    moved = np.rint(fine + RESOLUTION * offset.detach().cpu().numpy().astype(np.float64))
+    moved = np.rint(fine + RESOLUTION * offset.cpu().numpy().astype(np.float64))
     lowest, end = EXPONENT_MIN * RESOLUTION, (EXPONENT_MAX + 1) * RESOLUTION
     return moved.clip(lowest, end - 1).astype(np.int16)

@@ -50,6 +50,24 @@ def slope(reference: Tensor, output: Tensor, likelihood: str) -> Tensor:
     return torch.cat(parts).reshape(output.shape).to(output.dtype)
 
 
+def sampled_slope(output: Tensor, likelihood: str, generator: torch.Generator) -> Tensor:
+    """A random slope whose outer product is, on average, the second derivative of the distance
+    where reference and output agree (true Fisher: labels, or noise, drawn from the model itself).
+
+    `generator` is one of the CPU, so that every device draws the same.
+    """
+    parts = []
+    for _, q in _blocks(output, output):
+        if likelihood == "categorical":
+            part = q.softmax(-1)
+            drawn = torch.rand((len(q), 1), generator=generator).to(q.device)
+            label = (part.cumsum(-1) < drawn).sum(-1, keepdim=True).clamp_(max=q.shape[1] - 1)
+            parts.append(part.scatter_add_(-1, label, -torch.ones_like(drawn)))
+        else:
+            parts.append(2**0.5 * torch.randn(q.shape, generator=generator).to(q.device))
+    return torch.cat(parts).reshape(output.shape).to(output.dtype)
+
+
 def _blocks(reference: Tensor, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Both as float32 rows of the last axis, some at a time."""
     columns = output.shape[-1] if output.ndim else 1

@@ -6,6 +6,11 @@ falling to zero along a cosine. Every few steps the contents are rounded to what
 store and measured on held-out batches; the best of them are the result, the untuned ones included.
 So what tuning returns is never worse on the held-out batches than what it was given.
 
+How far to move follows from the loss. With h the curvature of an offset (the diagonal of the Fisher
+information, from a few batches), a move of `delta / sqrt(h)` of all n offsets at once costs
+`n delta^2 / 2`. At `delta = sqrt(2 KL / n)` that is the whole KL: an update's length is a tenth of
+it. Without these scales the steps that matter most overshoot at a rate that moves the others.
+
 On a CPU the same inputs give the same bytes. On other devices some backward passes add up in no
 fixed order.
 """
@@ -25,14 +30,19 @@ from qpack.eval.modes import evaluating
 from qpack.eval.remember import Remembering, first_output
 from qpack.progress import SILENT, Progress
 from qpack.quant.corrections import Corrections, Offsets
-from qpack.quant.divergence import LIKELIHOODS, divergence, slope
+from qpack.quant.divergence import LIKELIHOODS, divergence, sampled_slope, slope
 from qpack.tensors import Contents
 from qpack.torch_tensors import to_torch
 
-RATE = 0.01
-"""Adam's first learning rate: octaves of a step, or parts of a float tensor's RMS, an update."""
+RATE = 0.1
+"""First length of an update, of all offsets, in delta. Measured on a model of 0.7 M weights in 40
+steps: 0.05 and 0.2 leave 1 % more KL; after 120 steps there is no difference."""
 
-BETAS = (0.9, 0.95)
+BETAS, EPSILON = (0.9, 0.99), 1e-20
+
+CURVATURE_PIECES = 8
+"""Pieces that the curvature is measured on. One value each would be noise: half of each is the
+mean over its tensor."""
 
 CHECKS = 8
 """Times that the held-out batches are measured, evenly spread over the steps."""
@@ -103,7 +113,7 @@ def tune(
         search.measure(0, contents)
         if start:
             search.measure(0, corrections.rounded())
-        for step in _train(corrections, tuning, reference):
+        for step in _train(corrections, tuning, reference, search.best):
             if not corrections.are_finite:  # it diverged
                 break
             if step % math.ceil(tuning.steps / CHECKS) == 0 or step == tuning.steps:
@@ -159,8 +169,8 @@ class _Search:
         self.measured.append((steps, value))
         if not self.measured[1:] or value < self.best:  # NaN is never better
             self.contents, self.steps, self.best = contents, steps, value
-            now = self.corrections.offsets
-            self.offsets = {key: offset.detach().clone() for key, offset in now.items()}
+            now = self.corrections.offsets()
+            self.offsets = {key: offset.detach() for key, offset in now.items()}
 
     def result(self) -> Tuned:
         """What the search came to."""
@@ -189,32 +199,53 @@ def held_out_divergence(contents: Contents, tuning: Tuning, reference: nn.Module
     return distance / amount if amount else 0.0
 
 
-def _train(corrections: Corrections, tuning: Tuning, reference: nn.Module) -> Iterator[int]:
+def _train(
+    corrections: Corrections, tuning: Tuning, reference: nn.Module, before: float
+) -> Iterator[int]:
     """Move the offsets, a step at a time; gives the number of steps so far after each."""
     pieces = _pieces(tuning.batches)
     order = _endless_order(len(pieces), tuning.seed)
-    parameters = list(corrections.offsets.values())
-    optimizer = torch.optim.Adam(parameters, lr=RATE, betas=BETAS)
+    _measure_scales(corrections, tuning, pieces)
+    moves = list(corrections.moves.values())
+    rate = RATE * math.sqrt(2.0 * before / max(1, sum(move.numel() for move in moves)))
+    optimizer = torch.optim.Adam(moves, lr=rate, betas=BETAS, eps=EPSILON)
     for step in range(1, tuning.steps + 1):
-        optimizer.param_groups[0]["lr"] = RATE * _schedule((step - 1) / tuning.steps)
+        optimizer.param_groups[0]["lr"] = rate * _schedule((step - 1) / tuning.steps)
         optimizer.zero_grad()
         for _ in range(STEP_PIECES):
-            _accumulate(corrections, tuning, reference, pieces[next(order)])
+            batch = pieces[next(order)].to(_device(tuning.model))
+            output = _output(corrections, tuning.model, batch)
+            goal = slope(reference(batch), output, tuning.likelihood)
+            output.backward(goal)  # type: ignore[no-untyped-call]
         optimizer.step()
         yield step
 
 
-def _accumulate(
-    corrections: Corrections, tuning: Tuning, reference: nn.Module, batch: Tensor
-) -> None:
-    """Add the gradients of one piece."""
-    batch = batch.to(_device(tuning.model))
-    goal = reference(batch)
+def _measure_scales(corrections: Corrections, tuning: Tuning, pieces: Sequence[Tensor]) -> None:
+    """Set the scales to one over the root of the curvature, per unit of the distance."""
+    generator = torch.Generator().manual_seed(tuning.seed)
+    curvature = {key: torch.zeros_like(move) for key, move in corrections.moves.items()}
+    total = 0.0
+    for piece in pieces[:CURVATURE_PIECES]:
+        output = _output(corrections, tuning.model, piece.to(_device(tuning.model)))
+        output.backward(sampled_slope(output, tuning.likelihood, generator))  # type: ignore[no-untyped-call]
+        total += divergence(output, output, tuning.likelihood)[1]
+        for key, move in corrections.moves.items():
+            if move.grad is not None:
+                curvature[key] += move.grad.square()
+                move.grad = None
+    for key, sums in curvature.items():
+        smooth = (0.5 / max(total, 1e-30)) * (sums + sums.mean())
+        # what no output depends on stays where it is
+        corrections.scales[key] = torch.where(smooth > 0, smooth.rsqrt(), 0.0)
+
+
+def _output(corrections: Corrections, model: nn.Module, batch: Tensor) -> Tensor:
+    """The model's output with the corrected weights, ready for a backward pass."""
     with torch.enable_grad():
         weights, products = corrections.weights()
         with products:
-            output = _run(tuning.model, weights, batch)
-    output.backward(slope(goal, output, tuning.likelihood))  # type: ignore[no-untyped-call]
+            return _run(model, weights, batch)
 
 
 def _run(model: nn.Module, weights: Mapping[str, Tensor], batch: Tensor) -> Tensor:

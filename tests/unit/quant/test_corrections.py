@@ -33,14 +33,13 @@ def plain(net: Net, made: Corrections, tokens: Tensor) -> Tensor:
         if not isinstance(tensor, QuantizedTensor):
             value = to_torch(tensor)
             if value.is_floating_point():
-                scale = max(float(value.double().square().mean().sqrt()), corrections.LEAST_RMS)
-                value = value.float() + scale * made.offsets[f"values {tensor.name}"]
+                value = value.float() + made.moves[f"values {tensor.name}"]
             weights[tensor.name] = value
             continue
         assert tensor.col_codes is not None
         leader = "up.weight" if tensor.name == "side.weight" else tensor.name
-        rows = torch.from_numpy(tensor.row_codes / 16).float() + made.offsets[f"rows {tensor.name}"]
-        cols = torch.from_numpy(tensor.col_codes / 16).float() + made.offsets[f"cols {leader}"]
+        rows = torch.from_numpy(tensor.row_codes / 16).float() + made.moves[f"rows {tensor.name}"]
+        cols = torch.from_numpy(tensor.col_codes / 16).float() + made.moves[f"cols {leader}"]
         W = torch.from_numpy(tensor.integers).float() * 2 ** rows[:, None] * 2 ** cols[None, :]
         weights[tensor.name] = W.reshape(tensor.shape)
     weights |= {other: weights[name] for other, name in contents.aliases.items()}
@@ -65,15 +64,15 @@ def test_gradients_are_those_of_autograd() -> None:
     made = Corrections(coarse(net), net)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for offset in made.offsets.values():
+        for offset in made.moves.values():
             offset += 0.1 * torch.randn(offset.shape, generator=generator)
     outputs, gradients = [], []
     for way in (run, plain):
         output = way(net, made, tokens)
         (output * torch.linspace(-1, 1, output.numel()).reshape(output.shape)).sum().backward()
         outputs.append(output.detach())
-        gradients.append({key: offset.grad for key, offset in made.offsets.items()})
-        for offset in made.offsets.values():
+        gradients.append({key: offset.grad for key, offset in made.moves.items()})
+        for offset in made.moves.values():
             offset.grad = None
     torch.testing.assert_close(outputs[0], outputs[1])
     for key, expected in gradients[1].items():
@@ -100,12 +99,12 @@ def test_products_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_columns_that_are_equal_stay_equal() -> None:
     net = Net()
     made = Corrections(coarse(net), net)
-    columns = [key for key in made.offsets if key.startswith("cols ")]
+    columns = [key for key in made.moves if key.startswith("cols ")]
     assert sorted(columns) == [
         "cols conv.weight", "cols down.weight", "cols table.weight", "cols up.weight",
     ]  # fmt: skip
     with torch.no_grad():
-        made.offsets["cols up.weight"].add_(torch.linspace(-1, 1, 16))
+        made.moves["cols up.weight"].add_(torch.linspace(-1, 1, 16))
     stored = {t.name: t for t in made.rounded().tensors if isinstance(t, QuantizedTensor)}
     up, side = stored["up.weight"].col_codes, stored["side.weight"].col_codes
     assert up is not None and side is not None
@@ -140,8 +139,8 @@ def test_steps_are_rounded_to_a_64th_of_an_octave_and_stay_representable() -> No
     ]
     made = Corrections(replace(contents, tensors=tuple(extreme)), net)
     with torch.no_grad():
-        made.offsets["rows up.weight"] += 0.37
-        made.offsets["rows down.weight"] += 5.0
+        made.moves["rows up.weight"] += 0.37
+        made.moves["rows down.weight"] += 5.0
     stored = {t.name: t for t in made.rounded().tensors if isinstance(t, QuantizedTensor)}
     old = next(t for t in contents.tensors if t.name == "up.weight")
     assert isinstance(old, QuantizedTensor)
@@ -149,16 +148,21 @@ def test_steps_are_rounded_to_a_64th_of_an_octave_and_stay_representable() -> No
     assert set(stored["down.weight"].row_codes.tolist()) == {128 * 64 - 1}
 
 
-def test_offsets_of_an_earlier_tuning_are_where_it_starts() -> None:
+def test_offsets_are_where_it_starts_and_scaled_moves() -> None:
     net = Net()
-    first = Corrections(coarse(net), net)
+    start = {"rows up.weight": torch.full((32,), 0.25), "rows gone": torch.ones(3)}
+    made = Corrections(coarse(net), net, start)
+    assert "rows gone" not in made.offsets()
+    assert torch.equal(made.offsets()["rows up.weight"], start["rows up.weight"])
+    made.scales["rows up.weight"] = torch.linspace(0, 1, 32)
     with torch.no_grad():
-        first.offsets["rows up.weight"] += 0.25
-    start = first.offsets | {"rows gone": torch.ones(3)}
-    second = Corrections(coarse(net), net, start)
-    assert torch.equal(second.offsets["rows up.weight"], torch.full((32,), 0.25))
-    assert set(second.offsets) == set(first.offsets)
-    assert second.offsets["rows up.weight"] is not first.offsets["rows up.weight"]
+        made.moves["rows up.weight"] += 2.0
+    moved = made.offsets()["rows up.weight"].detach()
+    torch.testing.assert_close(moved, 0.25 + 2.0 * torch.linspace(0, 1, 32))
+    assert made.are_finite
+    with torch.no_grad():
+        made.moves["values norm.bias"][3] = torch.nan
+    assert not made.are_finite
 
 
 def test_a_model_in_bfloat16_gets_weights_in_bfloat16() -> None:
@@ -167,4 +171,4 @@ def test_a_model_in_bfloat16_gets_weights_in_bfloat16() -> None:
     output = run(net, made, tokens)
     output.float().sum().backward()
     assert output.dtype == torch.bfloat16
-    assert all(offset.grad is not None for offset in made.offsets.values())
+    assert all(offset.grad is not None for offset in made.moves.values())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qpack.quant import divergence as module
-from qpack.quant.divergence import divergence, slope
+from qpack.quant.divergence import divergence, sampled_slope, slope
 
 
 def pair(*shape: int) -> tuple[Tensor, Tensor]:
@@ -55,3 +55,19 @@ def test_other_dtypes_shapes_and_strides() -> None:
     one = slope(torch.tensor(2.0), torch.tensor(5.0), "gaussian")
     assert one.shape == () and float(one) == 6.0
     assert divergence(torch.tensor(2.0), torch.tensor(5.0), "gaussian") == (9.0, 4.0)
+
+
+@pytest.mark.parametrize("likelihood", module.LIKELIHOODS)
+def test_sampled_slopes_have_the_curvature_as_their_mean_square(likelihood: str) -> None:
+    """Fisher of a softmax: diag(p) - p p^T; twice the identity for squared errors."""
+    output = torch.tensor([1.0, -0.5, 0.3, 2.0])
+    rows = output.expand(40_000, 4)
+    drawn = sampled_slope(rows, likelihood, torch.Generator().manual_seed(0))
+    assert drawn.shape == rows.shape
+    p = output.softmax(-1)
+    expected = (
+        torch.diag(p) - torch.outer(p, p) if likelihood == "categorical" else torch.eye(4) * 2
+    )
+    torch.testing.assert_close(drawn.T @ drawn / 40_000, expected, rtol=0, atol=0.03)
+    again = sampled_slope(rows, likelihood, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, again)

@@ -109,11 +109,11 @@ def test_what_is_exact_is_returned_as_it_is(net: Net) -> None:
 
 
 def test_it_ends_early_where_nothing_gets_better(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RATE", 0.5)
-    given = coarse(net)
-    tuned = tune(given, tuning(net, steps=80))
-    assert tuned.contents is given and tuned.after == tuned.before
-    assert [steps for steps, _ in tuned.measured] == [0, 10, 20, 30]
+    values = iter([5.0, 4.0, 4.5, 4.25, 4.125, 0.0])
+    monkeypatch.setattr(module, "held_out_divergence", lambda *_: next(values))
+    tuned = tune(coarse(net), tuning(net, steps=80))
+    assert (tuned.steps, tuned.before, tuned.after) == (10, 5.0, 4.0)
+    assert [steps for steps, _ in tuned.measured] == [0, 10, 20, 30, 40]
 
 
 def test_a_tuning_that_diverges_returns_what_it_was_given(
