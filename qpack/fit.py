@@ -81,6 +81,7 @@ class Fitter:
         self._budget_bytes = 0
         self._choices: Choices | None = None
         self._last: tuple[float, Contents] | None = None
+        self._estimates: dict[float, int] = {}
         self._best: tuple[float, int, Encoded] | None = None
         self._trials: list[Trial] = []
 
@@ -104,7 +105,10 @@ class Fitter:
 
     def estimate(self, value: float) -> int:
         """Bytes by zero-order entropy: what a good static coder would need."""
-        return CONTAINER_BYTES[self._form] + entropy_bytes(self.contents(value))
+        if value not in self._estimates:
+            size = CONTAINER_BYTES[self._form] + entropy_bytes(self.contents(value))
+            self._estimates[value] = size
+        return self._estimates[value]
 
     def encode(self, value: float) -> int:
         """Bytes of the real file. The first call tries codecs; later ones keep each winner."""
@@ -144,7 +148,7 @@ class Fitter:
 
         Raises `BudgetError` if even the smallest file does not fit.
         """
-        self._budget_bytes = budget_bytes
+        self._budget_bytes, self._best = budget_bytes, None
         knob = self._plan.recipe.knob
         if knob.name == "none" or not self._plan.turned:
             found = self._without_knob(budget_bytes)

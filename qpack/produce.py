@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from qpack.artifact.writer import ledger, render, write_atomic
+from qpack.choose import Choice, Judge, choose, concerns
 from qpack.codec.base import Codec
 from qpack.errors import VerifyError
 from qpack.fit import Fitted, Fitter
@@ -37,6 +38,8 @@ class Product:
     sha256: str
     fitted: Fitted
     quantizer: Quantizer
+    choice: Choice | None
+    """None: there was nothing to choose, or nothing to judge by"""
     ledger: tuple[tuple[str, int], ...]
     decoded: dict[str, Tensor]
     """what the file's own decoder gave in a fresh process"""
@@ -67,36 +70,39 @@ def produce(
     files: Sequence[EmbeddedFile] = (),
     device: torch.device | str,
     log: RunLog,
+    judge: Judge | None = None,
 ) -> Product:
     """Pack `tensors` under `plan` into `target.out`, at most `target.budget_bytes` long.
 
+    A `judge` decides between steps by sensitivity and equal ones, where the recipe lets it.
     The file is decoded by its own decoder in a fresh process and compared bit by bit before it
     takes its name, so nothing unverified is ever left there.
-    Raises `BudgetError`, `VerifyError`, `OutputExistsError`, `ResourceError`.
+    Raises `BudgetError`, `CalibrationError`, `VerifyError`, `OutputExistsError`, `ResourceError`.
     """
     with log.measured("prepare"):
         quantizer = Quantizer(tensors, plan, statistics, device=device, progress=log)
-        kinds = {entry.name: entry.kind for entry in plan.tensors}
-        for name, reason in quantizer.fallbacks.items():
-            tell = log.note if kinds[name] == "embedding" else log.warn
-            tell(f"{name}: {reason}")
-        for name, factor in quantizer.factors.items():
-            if factor.U is not None and factor.retries:
-                log.note(f"{name}: not positive definite; damped by {factor.damping:g} instead")
-        dead = sum(factor.num_dead for factor in quantizer.factors.values())
-        if dead:
-            log.note(f"{dead:,} input columns were zero throughout the calibration")
+        _tell_oddities(quantizer, log)
     with log.measured("fit to budget"):
-        fitter = Fitter(
-            quantizer,
-            tensors,
-            aliases=aliases,
-            metadata=metadata,
-            files=files,
-            form=target.form,
-            codecs=target.codecs,
-            progress=log,
-        )
+
+        def make_fitter(chosen: Quantizer) -> Fitter:
+            return Fitter(
+                chosen,
+                tensors,
+                aliases=aliases,
+                metadata=metadata,
+                files=files,
+                form=target.form,
+                codecs=target.codecs,
+                progress=log,
+            )
+
+        choice = None
+        if judge is not None and judge.held_out and concerns(plan):
+            fitter, quantizer, choice = choose(
+                quantizer, make_fitter, judge, target.budget_bytes, log
+            )
+        else:
+            fitter = make_fitter(quantizer)
         fitted = fitter.fit(target.budget_bytes)
         data = render(fitted.encoded, form=target.form)
     with log.measured("decode elsewhere"), tempfile.TemporaryDirectory() as folder:
@@ -118,7 +124,25 @@ def produce(
         sha256=hashlib.sha256(data).hexdigest(),
         fitted=fitted,
         quantizer=quantizer,
+        choice=choice,
         ledger=tuple(ledger(fitted.encoded, target.form)),
         decoded=decoded,
         decoded_sha256=decoded_sha256,
     )
+
+
+def _tell_oddities(quantizer: Quantizer, log: RunLog) -> None:
+    """What the user should know of tensors that were not treated as their rule says."""
+    kinds = {entry.name: entry.kind for entry in quantizer.plan.tensors}
+    for name, reason in quantizer.fallbacks.items():
+        tell = log.note if kinds[name] == "embedding" else log.warn
+        tell(f"{name}: {reason}")
+    for name, factor in quantizer.factors.items():
+        if factor.U is not None and factor.retries:
+            log.note(f"{name}: not positive definite; damped by {factor.damping:g} instead")
+    dead = sum(factor.num_dead for factor in quantizer.factors.values())
+    if dead:
+        log.note(f"{dead:,} input columns were zero throughout the calibration")
+    floored = sum(quantizer.floored.values())
+    if floored:
+        log.note(f"{floored:,} rows that hardly matter keep a share of their tensor's sensitivity")

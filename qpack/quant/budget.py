@@ -85,15 +85,29 @@ def search(
     coarsest value, if even that does not fit.
     """
     probes = _Probes(knob, budget_bytes, estimate, encode, slope=num_weights / 8)
-    coarse, fine = probes.ends
+    coarse = probes.ends[0]
     if knob.integer:
         found = _settle_integer(probes, largest)
     else:
-        first = math.sqrt(coarse * fine) if start is None else start
-        found = _settle_continuous(probes, min(max(first, fine), coarse))
+        _approach(probes, start)
+        found = _settle_continuous(probes)
     # A codec can be far from the entropy (`store`): what was settled on may be the coarse end.
     check_fits(found.num_bytes, budget_bytes, f"{knob.name} = {found.value:g}", largest(coarse))
     return found
+
+
+def nearby(
+    knob: Knob,
+    budget_bytes: int,
+    *,
+    estimate: Callable[[float], int],
+    start: float | None,
+    num_weights: int,
+) -> tuple[float, int]:
+    """(value, estimated bytes) near the budget: the estimates that `search` would begin with."""
+    probes = _Probes(knob, budget_bytes, estimate, estimate, slope=num_weights / 8)
+    value = _approach(probes, start)
+    return value, probes.estimated(value)
 
 
 def check_fits(smallest: int, budget_bytes: int, where: str, largest: Sequence[str]) -> None:
@@ -108,15 +122,21 @@ def check_fits(smallest: int, budget_bytes: int, where: str, largest: Sequence[s
         )
 
 
-def _settle_continuous(probes: _Probes, first: float) -> SearchResult:
-    """Estimate until near, encode where the curve should meet the budget, correct it, and again."""
-    value = first
+def _approach(probes: _Probes, start: float | None) -> float:
+    """Estimate until near the budget, or at an end; gives the last value."""
+    coarse, fine = probes.ends
+    value = min(max(math.sqrt(coarse * fine) if start is None else start, fine), coarse)
     for _ in range(MAX_ESTIMATES):
         size = probes.estimated(value)
         following = probes.solve(probes.budget_bytes)
         if abs(size - probes.budget_bytes) <= CLOSE * probes.budget_bytes or following == value:
             break
         value = following
+    return value
+
+
+def _settle_continuous(probes: _Probes) -> SearchResult:
+    """Encode where the estimated curve should meet the budget, correct the curve, and again."""
     misses = 0
     for count in range(1, MAX_ENCODES + 1):
         target = probes.budget_bytes * max(0.5, 1.0 - AIM * 2.0**misses)

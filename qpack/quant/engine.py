@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qpack.errors import CalibrationError
 from qpack.progress import SILENT, Progress
 from qpack.quant import grid
 from qpack.quant.candidates import step_candidates, symbol_limit
@@ -65,6 +66,7 @@ class Quantizer:
         self._row_weights: dict[str, Tensor] = {}
         self._terms: tuple[str, ...] | None = None
         if statistics is not None:
+            self._check_sensitivities(entries, statistics)
             self._prepare(entries, statistics, progress)
         self._steps = self._step_model(entries)
         stacked = {place.entry.name for batch in self._batches for place in batch.places}
@@ -105,6 +107,17 @@ class Quantizer:
         return rule if self._terms is None else replace(rule, terms=self._terms)
 
     # -- preparation ---------------------------------------------------------------------------
+
+    def _check_sensitivities(self, entries: list[TensorPlan], statistics: Statistics) -> None:
+        names = [entry.name for entry in entries if self.rule_at(entry, 1.0).scale == "rd"]
+        if names and statistics.sensitivity_tokens == 0:
+            raise CalibrationError(
+                f"rule rd needs output sensitivities, and the statistics have none, for "
+                f"{len(names)} tensor(s)",
+                items=names,
+                hint="calibrate again, without --stats; or take a recipe without rule rd: "
+                "--recipe record",
+            )
 
     def _prepare(
         self, entries: list[TensorPlan], statistics: Statistics, progress: Progress

@@ -19,7 +19,7 @@ The loss of a step that is off by at most a factor 2^a falls with a^2: on golf27
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,10 @@ OCTAVE = 64
 ROW_GRID, COLUMN_GRID = 16, 4
 """Row and column steps to an octave, before gains. Rows without a term of their own take `OCTAVE`:
 they all have one code, so a finer one costs nothing."""
+
+TENSOR_RANGE = 6.0
+"""Octaves that a tensor may be from the middle one: sensitivities that are off by many orders of
+magnitude must not take all bytes from the rest of the model."""
 
 ROW_EXPONENT, COL_EXPONENT = 80, 30
 """The product of a row step and a column step, a gain included, is a normal float32 number."""
@@ -87,17 +91,28 @@ class StepModel:
         """`sigmas` are of every tensor; `logs` of those that have an H. A tensor without
         sensitivities has `compares = False` in its logs."""
         self._logs, self._sigmas = dict(logs), dict(sigmas)
-        total = weights = 0.0
-        for name, log in logs.items():
-            if log.compares and sigmas[name] > 0:
-                total += num_weights[name] * (math.log2(REFERENCE * sigmas[name]) - log.mean)
-                weights += num_weights[name]
-        self.log_kappa = total / weights if weights else 0.0
+        finer = {
+            name: math.log2(REFERENCE * sigmas[name]) - log.mean
+            for name, log in logs.items()
+            if log.compares and sigmas[name] > 0
+        }
+        total = sum(num_weights[name] for name in finer)
+        middle = _weighted_median([(value, num_weights[name]) for name, value in finer.items()])
+        self._finer = {
+            name: min(max(value, middle - TENSOR_RANGE), middle + TENSOR_RANGE)
+            for name, value in finer.items()
+        }
+        """octaves that a tensor's steps are finer than equal relative ones, kappa apart"""
+        self.log_kappa = (
+            sum(num_weights[name] * value for name, value in self._finer.items()) / total
+            if total
+            else 0.0
+        )
 
     def row_codes(self, name: str, rule: Rule) -> Tensor:
         """Codes (rows,), int16, of a tensor with an H. A trellis halves its steps."""
         log = self._logs[name]
-        mean = self._mean(name, log if "tensor" in rule.terms else None)
+        mean = self._mean(name, compared="tensor" in rule.terms)
         rows, grid = (log.rows, ROW_GRID) if "row" in rule.terms else (0.0 * log.rows, OCTAVE)
         shift = mean + math.log2(rule.c) - (1.0 if rule.trellis else 0.0)
         return _codes(rows + shift, grid, ROW_EXPONENT)
@@ -109,14 +124,29 @@ class StepModel:
 
     def plain_code(self, name: str, rule: Rule) -> int:
         """The code of every row of a tensor without an H: c times its equal relative step."""
-        log = torch.tensor(self._mean(name, None) + math.log2(rule.c), dtype=torch.float64)
+        log = torch.tensor(
+            self._mean(name, compared=False) + math.log2(rule.c), dtype=torch.float64
+        )
         return int(_codes(log, OCTAVE, ROW_EXPONENT))
 
-    def _mean(self, name: str, log: LogSteps | None) -> float:
-        """log2 of the tensor's mean step at c = 1; equal relative steps without a `log`."""
-        if log is not None and log.compares:
-            return log.mean + self.log_kappa
-        return math.log2(REFERENCE * self._sigmas[name]) if self._sigmas[name] > 0 else 0.0
+    def _mean(self, name: str, *, compared: bool) -> float:
+        """log2 of the tensor's mean step at c = 1; the equal relative one if not `compared`."""
+        if self._sigmas[name] == 0:
+            return 0.0
+        equal = math.log2(REFERENCE * self._sigmas[name])
+        if not compared or name not in self._finer:
+            return equal
+        return equal + self.log_kappa - self._finer[name]
+
+
+def _weighted_median(values: Sequence[tuple[float, int]]) -> float:
+    """The middle of (value, weight) pairs; 0 where there are none."""
+    half = sum(weight for _, weight in values) / 2
+    for value, weight in sorted(values):
+        half -= weight
+        if half <= 0:
+            return value
+    return 0.0
 
 
 def _codes(logs: Tensor, grid: int, exponent: int) -> Tensor:

@@ -110,6 +110,7 @@ def product_sections(product: Product, budget_bytes: int, plan: Plan) -> dict[st
             }
             for probe in found.probes
         ],
+        "choice": None if product.choice is None else product.choice.describe(),
         "ledger": [{"part": part, "bytes": size} for part, size in product.ledger],
         "tensors": tensor_rows(product, plan),
         "streams": stream_rows(product.fitted.encoded, product.fitted.trials),

@@ -107,7 +107,16 @@ def search(report: Report) -> str:
         f"{format_float(knob['low'])} to {format_float(knob['high'])}: {knob['reason']}."
     )
     probes = [{**probe, "value": f"{probe['value']:.6g}"} for probe in report["probes"]]
-    return f"## Search\n\n{text}\n\n{table(probes)}"
+    return f"## Search\n\n{text}\n\n{table(probes)}{choice(report)}"
+
+
+def choice(report: Report) -> str:
+    """Which step rule was taken, and the evidence."""
+    found = report.get("choice")
+    if found is None:
+        return ""
+    text = f"Steps {found['chosen']} were taken: {found['reason']}."
+    return f"\n\n### Choice of steps\n\n{text}\n\n{table(found['options'])}"
 
 
 def ledger(report: Report) -> str:

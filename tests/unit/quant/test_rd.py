@@ -1,0 +1,216 @@
+"""Rule rd on a whole model: every kind of tensor, shared columns, bad input."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qpack.errors import CalibrationError
+from qpack.quant.calibrate import collect
+from qpack.quant.engine import Quantizer
+from qpack.quant.plan import classify, make_plan
+from qpack.quant.statistics import Statistics
+from qpack.recipe import parse_recipe
+from qpack.tensors import QuantizedTensor, decode_steps
+from qpack.trellis import obeys
+
+from .rd_net import case, with_sensitivities
+
+
+def decoded(tensor: QuantizedTensor) -> Tensor:
+    return torch.from_numpy(tensor.dequantize())
+
+
+def predicted(quantizer: Quantizer, value: float) -> float:
+    """Nats a token that all tensors cost together."""
+    total = 0.0
+    for name, tensor in quantizer.quantize(value).items():
+        nats = quantizer.predicted_nats(name, decoded(tensor))
+        assert nats is not None
+        total += nats
+    return total
+
+
+def test_every_tensor_takes_part_and_is_unclipped() -> None:
+    tensors, plan, statistics = case()
+    quantizer = Quantizer(tensors, plan, statistics)
+    assert quantizer.fallbacks == {}
+    found = quantizer.quantize(0.01)
+    assert found.keys() == tensors.keys()
+    for name, tensor in found.items():
+        assert tensor.integers.dtype == np.int16
+        assert abs(tensor.integers.astype(int)).max() > 127
+        assert (decoded(tensor) - tensors[name]).norm() < 0.02 * tensors[name].norm(), name
+
+
+def test_the_knob_moves_all_steps_together() -> None:
+    tensors, plan, statistics = case()
+    quantizer = Quantizer(tensors, plan, statistics)
+    fine, coarse = quantizer.quantize(0.5), quantizer.quantize(1.0)
+    for name, tensor in fine.items():
+        assert (coarse[name].row_codes - tensor.row_codes == 64).all()
+        assert (coarse[name].col_codes == tensor.col_codes).all()
+
+
+def test_columns_are_shared_by_weights_of_one_input() -> None:
+    tensors, plan, statistics = case("gains = true")
+    found = Quantizer(tensors, plan, statistics).quantize(1.0)
+    assert (found["q.weight"].col_codes == found["k.weight"].col_codes).all()
+    assert not (found["q.weight"].col_codes == found["down.weight"].col_codes[:24]).all()
+
+
+def test_steps_follow_rows_that_matter() -> None:
+    tensors, plan, statistics = case()
+    found = Quantizer(tensors, plan, statistics).quantize(1.0)["up.weight"]
+    g = statistics.sensitivities["up.weight"].numpy()
+    wanted = -0.5 * np.log2(g)
+    stored = found.row_codes / 64
+    assert np.abs((stored - stored.mean()) - (wanted - wanted.mean())).max() <= 1 / 16
+
+
+def test_sensitivity_steps_cost_less_than_equal_ones_at_equal_step_volume() -> None:
+    """Both have the same log-mean step over all weights, so nearly the same bits."""
+    tensors, plan, statistics = case()
+    quantizer = Quantizer(tensors, plan, statistics)
+    assert predicted(quantizer, 0.3) < 0.8 * predicted(quantizer.with_terms(()), 0.3)
+
+
+def test_other_terms_leave_the_first_quantizer_alone() -> None:
+    tensors, plan, statistics = case()
+    quantizer = Quantizer(tensors, plan, statistics)
+    before = quantizer.quantize(1.0)["q.weight"]
+    other = quantizer.with_terms(()).quantize(1.0)["q.weight"]
+    assert other.col_codes is None and len(set(other.row_codes)) == 1
+    after = quantizer.quantize(1.0)["q.weight"]
+    assert (before.integers == after.integers).all() and after.col_codes is not None
+
+
+def test_a_trellis_is_obeyed_by_every_tensor() -> None:
+    tensors, plan, statistics = case("trellis = 8\ngains = true")
+    for tensor in Quantizer(tensors, plan, statistics).quantize(1.0).values():
+        assert tensor.trellis == 8
+        assert obeys(tensor.integers, 8), tensor.name
+
+
+def test_a_fixed_rule_keeps_its_c() -> None:
+    tensors, plan, statistics = case("c = 0.5", knob="none")
+    quantizer = Quantizer(tensors, plan, statistics)
+    turned = Quantizer(*case())
+    for name, tensor in quantizer.quantize(99.0).items():
+        assert (tensor.integers == turned.quantize(0.5)[name].integers).all()
+
+
+def test_without_statistics_steps_are_equal_relative_ones() -> None:
+    tensors, plan, _ = case("trellis = 8")
+    for name, tensor in Quantizer(tensors, plan, None).quantize(1.0).items():
+        assert tensor.trellis == 0 and tensor.col_codes is None
+        steps = decode_steps(tensor.row_codes, tensor.octave)
+        assert steps == pytest.approx(0.41 * float(tensors[name].std()), rel=0.05)
+
+
+def test_statistics_without_sensitivities_are_refused() -> None:
+    tensors, plan, statistics = case()
+    bare = replace(statistics, sensitivity_tokens=0, sensitivities={})
+    with pytest.raises(CalibrationError, match="sensitivities"):
+        Quantizer(tensors, plan, bare)
+
+
+def broken(statistics: Statistics, kind: str) -> Statistics:
+    name = "up.weight"
+    g = statistics.sensitivities[name]
+    if kind == "nan hessian":
+        statistics.hessians[name][3, 3] = float("nan")
+    elif kind == "one token":
+        x = torch.linspace(-1, 1, len(statistics.hessians[name]))
+        statistics.hessians[name][:] = torch.outer(x, x)
+        statistics.counts[name] = 1
+    elif kind == "no gradient":
+        statistics.sensitivities[name] = torch.zeros_like(g)
+    elif kind == "wild gradients":
+        statistics.sensitivities[name] = g * torch.logspace(-30, 30, len(g))
+    elif kind == "idle":
+        del statistics.hessians[name], statistics.members[name], statistics.counts[name]
+    return statistics
+
+
+@pytest.mark.parametrize("trellis", [0, 8])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("nan hessian", "could not be factored"),
+        ("one token", None),
+        ("no gradient", "no sensitivities"),
+        ("wild gradients", None),
+        ("idle", "never saw a product"),
+    ],
+)
+def test_bad_statistics_give_a_right_result_and_are_reported(
+    kind: str, reason: str | None, trellis: int
+) -> None:
+    tensors, plan, statistics = case(f"trellis = {trellis}\ngains = true")
+    quantizer = Quantizer(tensors, plan, broken(statistics, kind))
+    found = decoded(quantizer.quantize(0.1)["up.weight"])
+    assert torch.isfinite(found).all()
+    if reason is not None:
+        assert reason in quantizer.fallbacks["up.weight"]
+        assert torch.allclose(found, tensors["up.weight"], atol=0.05)
+    else:
+        assert (found - tensors["up.weight"]).norm() < 0.8 * tensors["up.weight"].norm()
+    other = decoded(quantizer.quantize(0.1)["q.weight"]) - tensors["q.weight"]
+    assert other.norm() < 0.5 * tensors["q.weight"].norm()
+
+
+@pytest.mark.parametrize("trellis", [0, 8])
+def test_odd_shapes_and_constant_weights(trellis: int) -> None:
+    model = nn.ModuleDict({
+        "row": nn.Linear(24, 1, bias=False),
+        "column": nn.Linear(1, 24, bias=False),
+        "constant": nn.Linear(24, 16, bias=False),
+        "zero": nn.Linear(24, 16, bias=False),
+    }).requires_grad_(False)  # fmt: skip
+    model["constant"].weight.fill_(0.25)
+    model["zero"].weight.zero_()
+    for part, seed in (("row", 0), ("column", 1)):
+        weight = model[part].weight
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+
+    class Use(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.parts["constant"](x).sum() + self.parts["zero"](x).sum()
+            out: Tensor = self.parts["column"](self.parts["row"](x)) + y
+            return out
+
+    use = Use()
+    tensors = dict(use.state_dict())
+    text = f'[[rule]]\nmatch = "re:.*"\nscale = "rd"\nc = 0.2\ngains = true\ntrellis = {trellis}'
+    plan = make_plan(tensors, classify(use), {}, parse_recipe(text, name="r"))
+    inputs = torch.randn(64, 24, generator=torch.Generator().manual_seed(3))
+    statistics = with_bare_sensitivities(collect(use, [inputs], fingerprint="f"), tensors)
+    for name, tensor in Quantizer(tensors, plan, statistics).quantize(0).items():
+        error = (decoded(tensor) - tensors[name]).square().mean().sqrt()
+        assert error <= 0.1 * tensors[name].square().mean().sqrt(), name
+
+
+def with_bare_sensitivities(statistics: Statistics, tensors: dict[str, Tensor]) -> Statistics:
+    g = {name: torch.ones(len(tensors[name])) for name in statistics.members}
+    return replace(statistics, sensitivities=g, sensitivity_tokens=64)
+
+
+def test_same_input_same_integers() -> None:
+    first, second = (Quantizer(*case("trellis = 8\ngains = true")).quantize(0.7) for _ in "ab")
+    for name, tensor in first.items():
+        assert (tensor.integers == second[name].integers).all()
+        assert tensor.col_codes is not None
+        assert (tensor.col_codes == second[name].col_codes).all()
+
+
+def test_sensitivities_of_the_example_are_uneven() -> None:
+    _, _, statistics = case()
+    again = with_sensitivities(statistics, case()[0])
+    assert again.sensitivities["q.weight"].std() > 0.3
