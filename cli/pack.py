@@ -49,6 +49,14 @@ def pack(  # noqa: PLR0913  one parameter an option
     calib_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens to calibrate on.", rich_help_panel=DATA)
     ] = 65_536,
+    sens_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="The first of them get a backward pass too: how much each output matters.",
+            rich_help_panel=DATA,
+        ),
+    ] = 16_384,
     val: Annotated[
         Path | None,
         typer.Option(
@@ -137,6 +145,7 @@ def pack(  # noqa: PLR0913  one parameter an option
         tokenizer=tokenizer,
         calib=None if calib == "self" else Path(calib),
         calib_tokens=calib_tokens,
+        sens_tokens=sens_tokens,
         val=val,
         val_tokens=val_tokens,
         window=window,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,9 @@ from qpack.tensors import EmbeddedFile
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import check_vocab, read_shard, sha256_file
 
+HELD_OUT_TOKENS = 8_192
+"""Most calibration tokens that nothing is fitted to: they judge what was."""
+
 BATCH_TOKENS = 4_096
 """Tokens a calibration batch: large enough for matrix products; larger ones make the allocator
 return every activation to the system and fetch it again, page by page."""
@@ -52,7 +56,7 @@ class Inputs:
     statistics: Statistics | None
     """given ready-made"""
     calibration: NDArray[np.uint16] | None
-    """None: statistics are given, or the model writes its own text"""
+    """None: the model writes its own text, or statistics are given without a shard"""
     validation: NDArray[np.uint16]
     """targets + 1 tokens"""
     codecs: tuple[Codec, ...]
@@ -119,6 +123,7 @@ def check_options(options: PackOptions) -> None:
         for name, value, least in (
             ("budget", options.budget_bytes, 1),
             ("calib-tokens", options.calib_tokens, 1),
+            ("sens-tokens", options.sens_tokens, 1),
             ("val-tokens", options.val_tokens, 1),
             ("window", options.window, 1),
         )
@@ -177,7 +182,7 @@ def _tokens(
     Disjoint even when they come from one shard, also when that was calibrated on earlier.
     """
     shard = None
-    if options.calib is not None and options.stats is None:
+    if options.calib is not None:
         shard = read_shard(options.calib)
         check_vocab(shard, tokenizer.vocab_size, options.calib)
         _check_length(shard, options)
@@ -242,6 +247,26 @@ def _same_file(first: Path, second: Path) -> bool:
 def batch_rows(window: int) -> int:
     """Windows a calibration batch."""
     return max(1, BATCH_TOKENS // window)
+
+
+def split_held_out(batches: Sequence[Tensor], window: int) -> tuple[list[Tensor], list[Tensor]]:
+    """(calibration batches, held-out ones): the last eighth of the windows is held out.
+
+    At most `HELD_OUT_TOKENS`; nothing where there are fewer than two windows.
+    """
+    rows = [row[None] for batch in batches for row in batch]
+    wanted = min(HELD_OUT_TOKENS, sum(row.numel() for row in rows) // 8)
+    count = min(max(1, wanted // window), len(rows) - 1)
+    kept, held_out = rows[: len(rows) - count], rows[len(rows) - count :]
+    return _joined(kept), _joined(held_out)
+
+
+def _joined(rows: Sequence[Tensor]) -> list[Tensor]:
+    """Batches of rows of one length, in order."""
+    batches: list[Tensor] = []
+    for length, same in groupby(rows, key=lambda row: row.shape[1]):
+        batches += torch.split(torch.cat(list(same)), batch_rows(length))
+    return batches
 
 
 def token_batches(tokens: NDArray[np.uint16], window: int) -> list[Tensor]:

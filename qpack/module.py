@@ -17,17 +17,22 @@ from torch import Tensor, nn
 from qpack.artifact.reader import read
 from qpack.artifact.writer import form_of
 from qpack.checkpoint import check_finite, fingerprint
+from qpack.choose import Judge
 from qpack.codec.registry import resolve
 from qpack.errors import CheckpointError, ConfigError
 from qpack.inputs import check_outputs
 from qpack.produce import Product, Target, produce
 from qpack.progress import SILENT, Progress
-from qpack.quant.calibrate import collect
+from qpack.quant.calibrate import Sensing, collect
+from qpack.quant.fisher import Likelihood
 from qpack.quant.plan import Plan, classify, make_plan, untied
 from qpack.recipe import Recipe, default_recipe, load_recipe
 from qpack.report.build import product_sections, run_sections
 from qpack.stages import RunLog
 from qpack.torch_tensors import check_dtypes, to_torch
+
+HELD_OUT_SHARE = 8
+"""One of so many calibration batches is held out."""
 
 
 def pack(
@@ -39,6 +44,7 @@ def pack(
     recipe: Recipe | str | Path | None = None,
     knob: str | None = None,
     validation: Iterable[Tensor] | None = None,
+    likelihood: Likelihood = "gaussian",
     codecs: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
@@ -48,7 +54,10 @@ def pack(
 
     `calibration` and `validation` are batches that the module takes as its one argument, first
     axis the examples; without `validation` the output error is measured on the calibration
-    batches. Runs on the module's device and leaves the module as it was. `metadata` is stored.
+    batches. `likelihood` says what outputs are: plain values (`gaussian`), whose squared error
+    counts, or logits along the last axis (`categorical`), whose distribution counts; the report
+    then has the mean KL of a place as well. Runs on the module's device and leaves the module as
+    it was. `metadata` is stored.
     Raises `QpackError`: everything is checked before the first slow step.
     """
     log = RunLog(progress)
@@ -64,7 +73,20 @@ def pack(
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     with log.measured("calibrate"):
         digest = fingerprint(tensors)
-        statistics = collect(module, calibration, fingerprint=digest, device=device, progress=log)
+        # Few batches are all calibrated on; of many, the last are kept to judge by.
+        apart = len(calibration) // HELD_OUT_SHARE
+        fitted, held_out = (
+            calibration[: len(calibration) - apart],
+            calibration[-apart or len(calibration) :],
+        )
+        statistics = collect(
+            module,
+            fitted,
+            fingerprint=digest,
+            sensing=Sensing(likelihood=likelihood),
+            device=device,
+            progress=log,
+        )
     product = produce(
         tensors,
         plan,
@@ -74,15 +96,20 @@ def pack(
         metadata={"model_name": type(module).__name__, **(metadata or {})},
         device=device,
         log=log,
+        judge=Judge(model=module, held_out=held_out, likelihood=likelihood),
     )
     with log.measured("score"):
         error = output_error(module, product, validation, device)
+        kl = None
+        if likelihood == "categorical":
+            judge = Judge(model=module, held_out=validation, likelihood=likelihood)
+            kl = judge.distances([product.fitted.contents])[0]
     return {
         **product_sections(product, budget, plan),
         "bpb_float": None,
         "bpb_decoded": None,
         "gap": None,
-        "kl": None,
+        "kl": kl,
         "quality": {"relative_output_error": error, "batches": len(validation)},
         "config": {"recipe": plan.recipe.describe()},
         "inputs": {"checkpoint": {"name": type(module).__name__, "tensors_sha256": digest}},

@@ -22,6 +22,9 @@ class PackOptions:
     calib: Path | None
     """a token shard; None: the model writes its own calibration text"""
     calib_tokens: int = 65_536
+    """an eighth of them, at most `qpack.inputs.HELD_OUT_TOKENS`, is kept apart to judge by"""
+    sens_tokens: int = 16_384
+    """the first so many of them also get a backward pass, for output sensitivities"""
     val: Path | None = None
     """None: the tokens of the calibration shard after the calibrated ones"""
     val_tokens: int = 32_768

@@ -29,6 +29,8 @@ class PackSection(Section):
     stdlib_codecs: bool = False
     """Only codecs that Python itself can decode."""
     calib_tokens: Annotated[int, Field(ge=1)] = 65_536
+    sens_tokens: Annotated[int, Field(ge=1)] = 16_384
+    """The first so many of them get a backward pass too, for output sensitivities."""
     val_tokens: Annotated[int, Field(ge=1)] = 131_072
     """Targets scored for the report; all, if there are fewer."""
     window: Annotated[int, Field(ge=1)] | None = None

@@ -6,25 +6,35 @@ read inputs -> calibrate -> quantize and fit to budget -> encode -> decode elsew
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qpack import distributed
 from qpack.artifact.writer import write_atomic
 from qpack.checkpoint import Checkpoint, build_model
+from qpack.choose import Judge
 from qpack.eval.bpb import Score, compare
 from qpack.fit import Fitter, tensor_entropy_bytes
 from qpack.generate import sample_tokens
-from qpack.inputs import Inputs, batch_rows, check_options, read_inputs, report_paths, token_batches
+from qpack.inputs import (
+    Inputs,
+    batch_rows,
+    check_options,
+    read_inputs,
+    report_paths,
+    split_held_out,
+    token_batches,
+)
 from qpack.options import PackOptions
 from qpack.produce import Product, Target, produce
 from qpack.progress import SILENT, Progress
 from qpack.quant.budget import search
-from qpack.quant.calibrate import collect
+from qpack.quant.calibrate import Sensing, collect
 from qpack.quant.engine import Quantizer
 from qpack.quant.statistics import Statistics, save_statistics
 from qpack.report import markdown
@@ -50,7 +60,8 @@ def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
                 log.warn(warning)
             uncalibrated_fitter(inputs, log).check_floor(options.budget_bytes)
         with log.measured("calibrate"):
-            statistics = calibrate(inputs, options, log)
+            batches, held_out = calibration_batches(inputs, options, log)
+            statistics = calibrate(inputs, batches, options, log)
         if distributed.rank() != 0:
             return {}
         product = produce(
@@ -69,6 +80,7 @@ def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
             files=inputs.files,
             device=inputs.device,
             log=log,
+            judge=Judge(model=inputs.model, held_out=held_out) if held_out else None,
         )
         with log.measured("score"):
             scores = score_decoded(inputs, product, options, log)
@@ -134,11 +146,18 @@ def uncalibrated_fitter(inputs: Inputs, log: RunLog) -> Fitter:
     )
 
 
-def calibrate(inputs: Inputs, options: PackOptions, log: RunLog) -> Statistics:
-    """Statistics from a file, from a shard, or from text that the model writes itself."""
-    if inputs.statistics is not None:
-        return inputs.statistics
-    if inputs.calibration is None:
+def calibration_batches(
+    inputs: Inputs, options: PackOptions, log: RunLog
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(batches to calibrate on, batches held out from it): of a shard, or of the model's own text.
+
+    Both empty where statistics are given without a shard.
+    """
+    if inputs.calibration is not None:
+        batches = token_batches(inputs.calibration, options.window)
+    elif inputs.statistics is not None:
+        return [], []
+    else:
         rows = sample_tokens(
             inputs.model,
             num_tokens=options.calib_tokens,
@@ -147,13 +166,21 @@ def calibrate(inputs: Inputs, options: PackOptions, log: RunLog) -> Statistics:
             progress=log,
         )
         batches = list(torch.split(rows, batch_rows(options.window)))
-    else:
-        batches = token_batches(inputs.calibration, options.window)
+    return split_held_out(batches, options.window)
+
+
+def calibrate(
+    inputs: Inputs, batches: Sequence[Tensor], options: PackOptions, log: RunLog
+) -> Statistics:
+    """Statistics from a file, or of `batches`; written where asked."""
+    if inputs.statistics is not None:
+        return inputs.statistics
     statistics = collect(
         inputs.model,
         batches,
         fingerprint=inputs.checkpoint_sha256,
         source={key: str(value) for key, value in inputs.sources["calibration"].items()},
+        sensing=Sensing.of_tokens(batches, options.sens_tokens, seed=options.seed),
         device=inputs.device,
         progress=log,
     )

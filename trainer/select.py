@@ -25,7 +25,7 @@ from qpack.fit import Fitter
 from qpack.inputs import token_batches
 from qpack.progress import SILENT, Progress
 from qpack.quant.budget import search
-from qpack.quant.calibrate import collect
+from qpack.quant.calibrate import Sensing, collect
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import Plan, classify, make_plan, untied
 from qpack.recipe import Recipe
@@ -60,6 +60,8 @@ class Judge:
     """tokens a window, for calibration and for scoring"""
     max_tokens: int
     """targets scored"""
+    sens_tokens: int = 16_384
+    """calibration tokens with a backward pass"""
     files: tuple[EmbeddedFile, ...] = ()
     """carried in the artifact, and counted"""
 
@@ -128,7 +130,13 @@ def _judged(model: GPT, tensors: Mapping[str, Tensor], judge: Judge) -> dict[str
         floating = judge.bpb(model)
         with exact(model):
             batches = token_batches(judge.calibration, judge.window)
-            statistics = collect(model, batches, fingerprint="in training", device=device)
+            statistics = collect(
+                model,
+                batches,
+                fingerprint="in training",
+                sensing=Sensing.of_tokens(batches, judge.sens_tokens),
+                device=device,
+            )
         weights, aliases = untied(model)
         plan = make_plan(weights, classify(model), aliases, judge.recipe)
         fitter = Fitter(
@@ -195,6 +203,7 @@ def choose_for(run: Run, candidates: Mapping[str, Mapping[str, Tensor]]) -> Verd
         tokenizer=run.tokenizer,
         window=pack.window or config.loop.sequence,
         max_tokens=config.loop.select_tokens,
+        sens_tokens=pack.sens_tokens,
         files=files,
     )
     return choose(candidates, run.model, judge, progress=run.progress)

@@ -1,4 +1,7 @@
-"""Calibration: the input second moment `H = sum x x^T` of every weight, from forward passes.
+"""Calibration: what errors in every weight cost, from forward and backward passes.
+
+H = sum x x^T is the second moment of a weight's inputs, from forward passes. Of the first batches
+backward passes give the output sensitivities as well (`qpack.quant.fisher`).
 
 Every use of a weight in a product adds to its H, so a layer that runs twice counts both of its
 inputs, and an expert that is routed to counts what reached it. The product of an input with itself
@@ -15,6 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,6 +28,13 @@ from torch import Tensor, nn
 from qpack.distributed import rank, world_size
 from qpack.errors import CalibrationError
 from qpack.progress import SILENT, Progress
+from qpack.quant.fisher import (
+    GradientTap,
+    Likelihood,
+    backward,
+    means,
+    wanting_input_gradients,
+)
 from qpack.quant.statistics import Statistics
 from qpack.quant.tap import WeightTap
 
@@ -34,28 +45,58 @@ _SYMMETRIC_BLOCK = 384
 """H of wider inputs is accumulated by blocks of its upper triangle: up to 40 % fewer products."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sensing:
+    """How output sensitivities are gathered."""
+
+    likelihood: Likelihood = "categorical"
+    """what the model's outputs mean: logits along the last axis, or values with unit noise"""
+    batches: int | None = None
+    """the first so many batches have a backward pass; None: all"""
+    seed: int = 0
+    """of the labels that are drawn from the model"""
+
+    @classmethod
+    def of_tokens(cls, batches: Sequence[Tensor], tokens: int, *, seed: int = 0) -> Sensing:
+        """As many of token `batches` as it takes for so many tokens; at least one."""
+        count, there = 0, 0
+        while count < len(batches) and (there < tokens or count == 0):
+            there += batches[count].numel()
+            count += 1
+        return cls(batches=count, seed=seed)
+
+    def covers(self, index: int) -> bool:
+        """Whether batch `index` has a backward pass."""
+        return self.batches is None or index < self.batches
+
+
 def collect(
     model: nn.Module,
     batches: Sequence[Tensor],
     *,
     fingerprint: str,
     source: dict[str, str] | None = None,
+    sensing: Sensing | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = SILENT,
 ) -> Statistics:
     """Run `model` on `batches` and return the statistics of every weight that it multiplies by.
 
     `batches`: what the model takes as its one argument, first axis the examples. `fingerprint`
-    names the checkpoint that the statistics belong to. float32 throughout.
-    Raises `CalibrationError` for no batches, or for activations that are not finite (all named).
+    names the checkpoint that the statistics belong to. Without `sensing` there is no backward pass
+    and there are no sensitivities. float32 throughout.
+    Raises `CalibrationError` for no batches, or for activations or gradients that are not finite
+    (all named).
     """
     if not batches or sum(batch.numel() for batch in batches) == 0:
         raise CalibrationError("the calibration set is empty", hint="give at least one batch")
-    with _evaluating(model), torch.no_grad():
-        gathered = _gather(model, batches, device=device, progress=progress)
+    tap = GradientTap(dict(model.named_parameters()))
+    with _evaluating(model):
+        gathered = _gather(model, batches, sensing, tap, device=device, progress=progress)
     sums, counts = gathered.sums, gathered.counts
     _all_reduce(sums, counts, model, device)
     _check_finite(sums)
+    sensitivities = means(tap, gathered.places, device=device)
     members = _share(sums, counts)
     for name in [name for name, leader in members.items() if name != leader]:
         del sums[name], counts[name]
@@ -66,6 +107,10 @@ def collect(
         members=members,
         fingerprint=fingerprint,
         source=dict(source or {}),
+        sensitivities=sensitivities.gradients,
+        frequencies=sensitivities.lookups,
+        table_sensitivities=sensitivities.looked_up,
+        sensitivity_tokens=sensitivities.places,
     )
 
 
@@ -93,6 +138,7 @@ class _Sums:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.places = 0
         self._recent: deque[_Recent] = deque(maxlen=_RECENT_INPUTS)
 
     def observe(self, name: str, x: Tensor, rows: Callable[[], Tensor]) -> None:
@@ -129,24 +175,44 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _gather(
     model: nn.Module,
     batches: Sequence[Tensor],
+    sensing: Sensing | None,
+    tap: GradientTap,
     *,
     device: torch.device | str,
     progress: Progress,
 ) -> _Sums:
-    """Run this rank's batches."""
+    """Run this rank's batches; those with a backward pass feed H as well."""
     gathered = _Sums()
     mine = range(rank(), len(batches), world_size())
-    total = sum(batches[i].numel() for i in mine)
+    # A backward pass takes about twice as long as the forward one.
+    work = {
+        i: batches[i].numel() * (3 if sensing is not None and sensing.covers(i) else 1)
+        for i in mine
+    }
     with (
-        progress.stage("calibrate", total=total, unit="tokens") as task,
+        progress.stage("calibrate", total=sum(work.values()), unit="tokens") as task,
         WeightTap(dict(model.named_parameters()), gathered.observe),
     ):
         for i in mine:
-            model(batches[i].to(device))
-            task.advance(batches[i].numel())
+            batch = batches[i].to(device)
+            if sensing is not None and sensing.covers(i):
+                gathered.places += _sense(model, batch, i, sensing, tap)
+            else:
+                with torch.no_grad():
+                    model(batch)
+            task.advance(work[i])
     for H in gathered.sums.values():
         _mirror(H)
     return gathered
+
+
+def _sense(model: nn.Module, batch: Tensor, index: int, sensing: Sensing, tap: GradientTap) -> int:
+    """One batch forward and backward; returns its number of places."""
+    with torch.enable_grad(), wanting_input_gradients(model), tap:
+        if batch.is_floating_point():
+            batch = batch.detach().requires_grad_()
+        output = model(batch)
+        return backward(output, sensing.likelihood, seed=sensing.seed, index=index, tap=tap)
 
 
 def _share(sums: dict[str, Tensor], counts: dict[str, int]) -> dict[str, str]:

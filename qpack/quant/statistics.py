@@ -1,7 +1,7 @@
 """Calibration statistics as a value, and as a file bound to its checkpoint by hash.
 
-The file is safetensors: one float32 upper triangle for each Hessian (the lower one is its mirror),
-with the groups, counts and provenance as JSON in the metadata.
+The file is safetensors: one float32 upper triangle for each Hessian (the lower one is its mirror)
+and one vector for each sensitivity, with the groups, counts and provenance as JSON in the metadata.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from torch import Tensor
 from qpack.artifact.writer import write_atomic
 from qpack.errors import CalibrationError
 
-SCHEMA = "qpack.statistics/1"
+SCHEMA = "qpack.statistics/2"
+
+_VECTORS = ("sensitivities", "frequencies", "table_sensitivities")
+"""Fields that are a vector a tensor; stored as FIELD/NAME beside hessians/LEADER."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -61,13 +64,17 @@ def save_statistics(path: Path, statistics: Statistics, *, force: bool = False) 
     for leader, H in statistics.hessians.items():
         cols = H.shape[0]
         rows, columns = torch.triu_indices(cols, cols, device=H.device)
-        tensors[leader] = H[rows, columns].cpu().contiguous()
+        tensors[f"hessians/{leader}"] = H[rows, columns].cpu().contiguous()
+    for kind in _VECTORS:
+        for name, values in getattr(statistics, kind).items():
+            tensors[f"{kind}/{name}"] = values.cpu().contiguous()
     description = {
         "schema": SCHEMA,
         "counts": statistics.counts,
         "members": statistics.members,
         "fingerprint": statistics.fingerprint,
         "source": statistics.source,
+        "sensitivity_tokens": statistics.sensitivity_tokens,
     }
     data = safetensors.torch.save(tensors, metadata={"qpack": json.dumps(description)})
     write_atomic(path, data, force=force)
@@ -81,7 +88,7 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             description = json.loads((file.metadata() or {}).get("qpack", "{}"))
-            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise CalibrationError(
             f"{path.name}: cannot be read as statistics ({error})",
@@ -92,7 +99,12 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
             f"{path.name}: not a statistics file of this version",
             hint="write the file again with --save-stats",
         )
-    problems = _description_problems(description, packed)
+    kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("hessians", *_VECTORS)}
+    for key, tensor in stored.items():
+        kind, _, name = key.partition("/")
+        kinds.setdefault(kind, {})[name] = tensor
+    packed = kinds.pop("hessians")
+    problems = _description_problems(description, packed) + _vector_problems(description, kinds)
     if problems:
         raise CalibrationError(
             f"{path.name}: damaged statistics",
@@ -114,7 +126,31 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
         members=description["members"],
         fingerprint=fingerprint,
         source=description["source"],
+        sensitivity_tokens=description["sensitivity_tokens"],
+        **{
+            kind: {name: values.to(device) for name, values in kinds[kind].items()}
+            for kind in _VECTORS
+        },
     )
+
+
+def _vector_problems(
+    description: dict[str, Any], kinds: Mapping[str, Mapping[str, Tensor]]
+) -> list[str]:
+    """What is wrong with the sensitivities, a line each."""
+    problems = [f"{kind}: of an unknown kind" for kind in kinds if kind not in _VECTORS]
+    tokens = description.get("sensitivity_tokens")
+    if type(tokens) is not int or tokens < 0:
+        problems.append("sensitivity_tokens: missing or of another kind")
+    for kind in _VECTORS:
+        for name, values in kinds[kind].items():
+            if values.ndim != 1 or values.dtype != torch.float32:
+                problems.append(f"{kind} of {name}: not a float32 vector")
+            elif not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
+                problems.append(f"{kind} of {name}: values that are negative or not finite")
+    if kinds["frequencies"].keys() != kinds["table_sensitivities"].keys():
+        problems.append("frequencies and table_sensitivities are of different tables")
+    return sorted(problems)
 
 
 def _description_problems(description: dict[str, Any], packed: Mapping[str, Tensor]) -> list[str]:

@@ -104,6 +104,7 @@ def pack_options(
         tokenizer=trained.tokenizer,
         calib=trained.calibration,
         calib_tokens=calib_tokens,
+        sens_tokens=section.sens_tokens,
         val=trained.validation,
         val_tokens=val_tokens,
         window=min(window(section, trained), calib_tokens),

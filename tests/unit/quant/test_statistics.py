@@ -17,6 +17,10 @@ def sample() -> Statistics:
         members={"a": "a", "a2": "a", "b": "b"},
         fingerprint="abc",
         source={"name": "shard"},
+        sensitivities={"a": torch.rand(5), "a2": torch.rand(3)},
+        frequencies={"b": torch.rand(4)},
+        table_sensitivities={"b": torch.rand(1)},
+        sensitivity_tokens=20,
     )
 
 
@@ -28,6 +32,11 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert after.members == before.members
     assert after.counts == before.counts
     assert after.source == before.source
+    assert after.sensitivity_tokens == 20
+    for kind in ("sensitivities", "frequencies", "table_sensitivities"):
+        old, new = getattr(before, kind), getattr(after, kind)
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[name], new[name]) for name in old)
     for name, H in before.hessians.items():
         # The file keeps the upper triangle: H is symmetric up to the last bit of its sums.
         assert torch.equal(after.hessians[name].triu(), H.triu())
@@ -78,18 +87,22 @@ def test_statistics_that_do_not_agree_with_themselves(tmp_path: Path) -> None:
 
     def write(tensors: dict[str, torch.Tensor], **changes: object) -> Path:
         description = {
-            "schema": "qpack.statistics/1", "counts": {"a": 3}, "members": {"a": "a"},
-            "fingerprint": "abc", "source": {},
+            "schema": "qpack.statistics/2", "counts": {"a": 3}, "members": {"a": "a"},
+            "fingerprint": "abc", "source": {}, "sensitivity_tokens": 3,
         } | changes  # fmt: skip
         path = tmp_path / "s.safetensors"
         safetensors.torch.save_file(tensors, path, metadata={"qpack": json.dumps(description)})
         return path
 
-    triangle = {"a": torch.ones(6)}
+    triangle = {"hessians/a": torch.ones(6)}
     load_statistics(write(triangle), fingerprint="abc", device="cpu")
     for tensors, changes, words in (
-        ({"a": torch.ones(5)}, {}, "no triangle"),
-        ({"a": torch.full((6,), float("nan"))}, {}, "not finite"),
+        ({"hessians/a": torch.ones(5)}, {}, "no triangle"),
+        ({"hessians/a": torch.full((6,), float("nan"))}, {}, "not finite"),
+        (triangle | {"sensitivities/a": -torch.ones(2)}, {}, "sensitivities of a: values"),
+        (triangle | {"frequencies/a": torch.ones(2)}, {}, "different tables"),
+        (triangle | {"a": torch.ones(2)}, {}, "a: of an unknown kind"),
+        (triangle, {"sensitivity_tokens": -1}, "sensitivity_tokens"),
         (triangle, {"counts": {}}, "a: no count"),
         (triangle, {"counts": None}, "counts: missing"),
         (triangle, {"members": {"b": "c"}}, "c: no Hessian"),

@@ -1,0 +1,257 @@
+"""Output sensitivities: the mean squared gradient at every weight's outputs and every table's rows.
+
+The rise of the loss for a weight error e in row r is about `1/2 g_r e H e^T` a token, with
+`g_r = E[(dL / dy_r)^2]` over labels drawn from the model itself: the diagonal of the true Fisher
+information, as in K-FAC (Martens and Grosse 2015, arXiv:1503.05671), not the empirical one.
+
+As the inputs of a weight are seen below autograd (`qpack.quant.tap`), so are its output gradients.
+In a backward pass autograd multiplies dL/dy by the weight itself to get the gradient of the input;
+that product names both. So it suffices that inputs want gradients: tables do, matrices do not,
+whose own gradients would double the cost. Works on any `nn.Module` of one argument.
+
+Gradients of the loss by the outputs of the model need no loss: they are `softmax(y) - onehot` for
+labels drawn from the softmax, and a standard normal draw for an output with unit Gaussian noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qpack.distributed import world_size
+from qpack.errors import CalibrationError
+
+Likelihood = Literal["categorical", "gaussian"]
+
+aten = torch.ops.aten
+
+_INDEX_PUTS = (aten.index_put, aten.index_put_, aten._index_put_impl_)
+"""Backward passes of `table[indices]`."""
+
+_BLOCK_ELEMENTS = 1 << 24
+"""Outputs whose gradient is made at a time: 64 MiB of float32."""
+
+
+class GradientTap(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While entered, gathers output gradients of `parameters` in backward passes.
+
+    `gradients`: weight -> (rows,) float64, sums of squares over all uses. `lookups`: table ->
+    (rows,) float64, how often each row was looked up. `looked_up`: table -> (cols,) float64, sums
+    of squares over lookups.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.parameters = {name: p for name, p in parameters.items() if p.ndim >= 2 and p.numel()}
+        self._names = {p.data_ptr(): (name, p) for name, p in self.parameters.items()}
+        self._tables: dict[int, tuple[str, Tensor]] = {}
+        self.backward = False
+        self.gradients: dict[str, Tensor] = {}
+        self.lookups: dict[str, Tensor] = {}
+        self.looked_up: dict[str, Tensor] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Watch the operator, then run it."""
+        packet = getattr(func, "overloadpacket", None)
+        if self.backward:
+            self._watch_backward(packet, args)
+        else:
+            self._watch_forward(packet, args)
+        return func(*args, **(kwargs or {}))
+
+    def forget(self) -> None:
+        """Drop the indices of the last forward pass."""
+        self._tables.clear()
+
+    def _watch_forward(self, packet: Any, args: tuple[Any, ...]) -> None:
+        """Remember which indices look up which table; they are held so their address stays."""
+        if packet is aten.embedding:
+            table, indices = args[0], args[1]
+        elif packet is aten.index and len(args[1]) == 1:
+            table, indices = args[0], args[1][0]
+        else:
+            return
+        found = self._names.get(table.data_ptr())
+        if found is not None and found[1].shape == table.shape:
+            self._tables[indices.data_ptr()] = (found[0], indices)
+
+    def _watch_backward(self, packet: Any, args: tuple[Any, ...]) -> None:
+        if packet is aten.mm:
+            self._product(args[1], args[0])
+        elif packet is aten.bmm and args[1].stride(0) == 0:
+            self._product(args[1][0], args[0])
+        elif packet is aten.linear_backward:
+            self._product(args[2], args[1])
+        elif packet is aten.convolution_backward:
+            self._convolution(args)
+        elif packet is aten.embedding_dense_backward:
+            self._lookup(args[1], args[0])
+        elif packet in _INDEX_PUTS and len(args[1]) == 1 and args[1][0] is not None:
+            self._lookup(args[1][0], args[2])
+
+    def _product(self, operand: Tensor, gradient: Tensor) -> None:
+        found = self._names.get(operand.data_ptr())
+        if found is None:
+            return
+        name, parameter = found
+        if operand.shape == parameter.shape and operand.stride() == parameter.stride():
+            self._add(self.gradients, name, gradient.reshape(-1, gradient.shape[-1]))
+
+    def _convolution(self, args: tuple[Any, ...]) -> None:
+        gradient, weight, is_transposed, groups = args[0], args[2], args[7], args[9]
+        found = self._names.get(weight.data_ptr())
+        if found is not None and not is_transposed and groups == 1:
+            rows = gradient.flatten(2).movedim(1, 2).reshape(-1, gradient.shape[1])
+            self._add(self.gradients, found[0], rows)
+
+    def _lookup(self, indices: Tensor, gradient: Tensor) -> None:
+        found = self._tables.get(indices.data_ptr())
+        if found is None or indices.shape != found[1].shape:
+            return
+        name, table = found[0], self.parameters[found[0]]
+        rows = gradient.reshape(indices.numel(), -1)
+        if rows.shape[1] != table[0].numel():
+            return
+        self._add(self.looked_up, name, rows)
+        counts = torch.bincount(indices.reshape(-1), minlength=table.shape[0])
+        self.lookups[name] = self.lookups.get(name, 0.0) + counts.double()
+
+    @staticmethod
+    def _add(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
+        squares = rows.square().sum(dim=0).double()
+        sums[name] = squares if name not in sums else sums[name] + squares
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Sensitivities:
+    """What all ranks saw, as `qpack.quant.statistics.Statistics` keeps it."""
+
+    gradients: dict[str, Tensor]
+    lookups: dict[str, Tensor]
+    looked_up: dict[str, Tensor]
+    places: int
+
+
+def means(tap: GradientTap, places: int, *, device: torch.device | str) -> Sensitivities:
+    """Sums over all ranks turned into means: over places, and of looked-up rows over lookups.
+
+    Raises `CalibrationError` naming every weight whose gradients are not finite.
+    """
+    found = [tap.gradients, tap.lookups, tap.looked_up]
+    if world_size() > 1:
+        count = torch.tensor(places, device=device)
+        dist.all_reduce(count)
+        places = int(count)
+        for sums, axis in zip(found, (0, 0, 1), strict=True):
+            _all_reduce(sums, tap.parameters, axis, device)
+    bad = [name for sums in found for name, x in sums.items() if not bool(x.isfinite().all())]
+    if bad:
+        raise CalibrationError(
+            "gradients are not finite on the calibration data, at the outputs of:",
+            items=sorted(set(bad)),
+            hint="check the checkpoint with `qpack eval`; its loss is likely NaN",
+        )
+    gradients, lookups, looked_up = found
+    return Sensitivities(
+        gradients={name: (x / places).float() for name, x in gradients.items()},
+        lookups={name: (x / places).float() for name, x in lookups.items()},
+        looked_up={name: (x / lookups[name].sum()).float() for name, x in looked_up.items()},
+        places=places,
+    )
+
+
+def _all_reduce(
+    sums: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    axis: int,
+    device: torch.device | str,
+) -> None:
+    """Sum over ranks in one order; what no rank saw stays absent."""
+    seen = torch.tensor([int(name in sums) for name in parameters], device=device)
+    dist.all_reduce(seen)
+    for (name, parameter), ranks in zip(parameters.items(), seen.tolist(), strict=True):
+        if ranks:
+            size = parameter.shape[0] if axis == 0 else parameter[0].numel()
+            sums.setdefault(name, torch.zeros(size, dtype=torch.float64, device=device))
+            dist.all_reduce(sums[name])
+
+
+@contextmanager
+def wanting_input_gradients(model: nn.Module) -> Iterator[None]:
+    """Only tables want gradients for a while (all parameters, if there is none); then as before.
+
+    Gradients then flow to the input of everything that depends on a table.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    try:
+        for p, _, _ in before:
+            p.requires_grad_(p.is_floating_point() and (not tables or id(p) in tables))
+        yield
+    finally:
+        for p, wanted, grad in before:
+            p.requires_grad_(wanted)
+            p.grad = grad
+
+
+def backward(
+    output: Any, likelihood: Likelihood, *, seed: int, index: int, tap: GradientTap
+) -> int:
+    """Backward pass of a sampled loss from a model's `output`; returns how many places it has.
+
+    A place is one position of one example: all axes of the output but the last. `index` is the
+    batch's, so that labels do not depend on which rank draws them. Raises `CalibrationError` where
+    the output wants no gradient.
+    """
+    y = _tensor(output)
+    if not y.requires_grad:
+        raise CalibrationError(
+            "the model's output does not depend on any parameter by differentiable operations",
+            hint="sensitivities need a backward pass: detach nothing, or use the recipe record",
+        )
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    with torch.no_grad():
+        gradient = _gradient(y.detach(), likelihood, generator)
+    tap.backward = True
+    try:
+        torch.autograd.backward(y, gradient)
+    finally:
+        tap.backward = False
+        tap.forget()
+    return y.numel() // y.shape[-1]
+
+
+def _gradient(y: Tensor, likelihood: Likelihood, generator: torch.Generator) -> Tensor:
+    """Gradient of the summed sampled loss by y (..., outputs), drawn on the CPU on any device."""
+    if likelihood == "gaussian":
+        return torch.randn(y.shape, generator=generator).to(y)
+    rows = y.reshape(-1, y.shape[-1])
+    uniform = torch.rand(rows.shape[0], 1, generator=generator).to(y.device)
+    gradient = torch.empty_like(rows)
+    block = max(1, _BLOCK_ELEMENTS // rows.shape[1])
+    for start in range(0, rows.shape[0], block):
+        part = slice(start, start + block)
+        p = torch.softmax(rows[part].float(), dim=1)
+        cumulative = p.double().cumsum(dim=1) if p.device.type != "mps" else p.cumsum(dim=1)
+        point = uniform[part].to(cumulative.dtype) * cumulative[:, -1:]
+        label = torch.searchsorted(cumulative, point, right=True)
+        label.clamp_(max=rows.shape[1] - 1)
+        gradient[part] = p.scatter_add_(1, label, torch.full_like(label, -1, dtype=p.dtype))
+    return gradient.reshape(y.shape)
+
+
+def _tensor(output: Any) -> Tensor:
+    while isinstance(output, tuple | list):
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise CalibrationError(f"the model returns {type(output).__name__}, not a tensor")
+    return output
