@@ -22,6 +22,7 @@ names: `default`, `record`.
 
 from __future__ import annotations
 
+import difflib
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -124,12 +125,7 @@ def builtin_names() -> tuple[str, ...]:
 
 
 def builtin_recipe(name: str) -> Recipe:
-    """The recipe called `name`. Raises `ConfigError` for an unknown one, with the name meant."""
-    if name not in builtin_names():
-        raise ConfigError(
-            unknown("recipe", name, builtin_names()),
-            hint=f"a file needs its suffix: {name}{SUFFIX}",
-        )
+    """The recipe of qpack's own called `name`, one of `builtin_names`."""
     text = resources.files("qpack").joinpath(f"recipes/{name}{SUFFIX}").read_text("utf-8")
     return parse_recipe(text, name=name)
 
@@ -137,8 +133,7 @@ def builtin_recipe(name: str) -> Recipe:
 def read_recipe(value: str | Path | Mapping[str, Any] | None) -> Recipe:
     """The recipe that a configuration gives: a name or a file, its tables inline, or None.
 
-    A bare word without a suffix is the name of a recipe of qpack's own; None is `default`.
-    Raises `ConfigError` for anything unknown or out of range.
+    None is `default`. Raises `ConfigError` for anything unknown or out of range.
     """
     if value is None:
         return default_recipe()
@@ -149,9 +144,8 @@ def read_recipe(value: str | Path | Mapping[str, Any] | None) -> Recipe:
 
 
 def recipe_path(value: str | Path) -> Path | None:
-    """The file that `value` means, or None where it is a name of qpack's own."""
-    path = Path(value)
-    return None if len(path.parts) == 1 and not path.suffix else path
+    """The file that `value` means, or None where it is the name of one of qpack's own."""
+    return None if str(value) in builtin_names() else Path(value)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -159,8 +153,17 @@ def load_recipe(path: Path) -> Recipe:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name}: cannot be read as a recipe ({error})") from None
+        raise ConfigError(
+            f"{path.name}: cannot be read as a recipe ({error})",
+            hint=f"give a TOML file, or a recipe by its name{_meant(path)}: "
+            f"{', '.join(builtin_names())}",
+        ) from None
     return parse_recipe(text, name=path.name)
+
+
+def _meant(path: Path) -> str:
+    close = difflib.get_close_matches(path.stem, builtin_names(), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def parse_recipe(text: str, *, name: str) -> Recipe:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qpack.quant import grid
 from qpack.quant.steps import OCTAVE
+from qpack.quant.tcq import round_column
 
 SHRINK = {4: 0.267, 8: 0.261, 16: 0.257, 32: 0.254, 64: 0.252}
 """Mean squared error of a trellis in squared fine steps (`rate-distortion` at high rate): with a
@@ -65,8 +66,6 @@ class ColumnSteps:
         u = w / (self._rows * col)
         if self._trellis:
             u.clamp_(-LARGEST, LARGEST)
-            from qpack.quant.tcq import round_column  # its compiler is loaded where it is needed
-
             m = round_column(u, self._shrink * col.square(), self._bounds, self._trellis)
         else:
             m = u.round_().clamp_(-grid.UNCLIPPED_MAX, grid.UNCLIPPED_MAX)
