@@ -11,13 +11,17 @@ bits for m, and the Lagrangian of entropy-coded trellises is 2 ln 2 d a bit (Mar
 1990; Fischer and Wang 1992). Completing the square, a row costs, up to a constant,
 (1 + shrink) (m - u / (1 + shrink))^2, so each coset of 4Z has one candidate.
 
-The search is compiled with numba: a row needs some 40 operations in sequence, too few for a tensor
-library and too many for Python. Costs are float64, so nothing is lost over long columns. The
-result does not depend on the number of threads.
+Compiled with numba: a row is a few dozen operations that wait for the row before, too few for a
+tensor library and too many for Python. The machine code is not cached on disk: it takes about
+a second to make, and numba would write beside this file, which may be read-only. Costs are float32,
+brought back to near zero every few rows, so nothing is lost over long columns. Every operation is
+rounded as IEEE 754 says and no sum is reordered: a GPU that does the same finds the same integers.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -27,7 +31,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qpack.errors import SetupError
-from qpack.trellis import next_states
+from qpack.trellis import POLYNOMIALS
+
+REBASE_ROWS = 16
+"""Rows after which the least cost is subtracted from all."""
+
+CHUNK_ROWS = 4096
+"""Rows that a thread takes at once: some 0.1 ms of work, far more than it costs to take them."""
 
 
 def round_column(
@@ -39,11 +49,11 @@ def round_column(
     """Integers (batch, rows) as float32 on the device of `u`: the best path of each segment.
 
     `bounds` are the rows at which segments start, the first of them 0: each starts in state 0.
-    Ties go to the predecessor of the lower state. Raises `SetupError` without numba.
+    Ties go to branch bit 0, at the end to the lowest state. The result does not depend on the
+    number of threads, which is torch's. Raises `SetupError` without numba.
     """
     out = np.empty(tuple(u.shape), np.float32)
-    starts = np.array((*bounds, u.shape[1]), np.int64)
-    _search()(_array(u), _array(shrink), starts, *_predecessors(states), out)
+    _Column(_array(u), _array(shrink), out, states).solve(_chunks(bounds, *out.shape))
     return torch.from_numpy(out).to(u.device)
 
 
@@ -51,73 +61,165 @@ def _array(x: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(x.detach().cpu().numpy())
 
 
-@cache
-def _predecessors(states: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The two states (states, 2) that lead to each state, and the coset of m on the way."""
-    following = next_states(states)
-    sources: list[list[int]] = [[] for _ in range(states)]
-    cosets: list[list[int]] = [[] for _ in range(states)]
-    for s in range(states):
-        for b in range(2):
-            sources[following[s, b]].append(s)
-            cosets[following[s, b]].append((s & 1) + 2 * b)
-    return np.array(sources, np.int64), np.array(cosets, np.int64)
+_Chunk = list[tuple[int, slice]]
+"""Segments that one thread takes together: the batch entry and its rows."""
+
+
+def _chunks(bounds: tuple[int, ...], batch: int, rows: int) -> list[_Chunk]:
+    """All segments, in groups of at least `CHUNK_ROWS` rows but for the last."""
+    out: list[_Chunk] = [[]]
+    waiting = 0
+    for entry in range(batch):
+        for begin, end in zip(bounds, (*bounds[1:], rows), strict=True):
+            if waiting >= CHUNK_ROWS:
+                out.append([])
+                waiting = 0
+            out[-1].append((entry, slice(begin, end)))
+            waiting += end - begin
+    return out
+
+
+class _Column:
+    """One column being searched by several threads: each takes a chunk when it is free.
+
+    Threads of our own, as numba's wait for each other even where one has nothing to do.
+    """
+
+    def __init__(self, u: Any, shrink: Any, out: Any, states: int) -> None:
+        self._arrays = u, shrink, out
+        self._search = _search(states)
+        self._waiting: deque[_Chunk] = deque()
+
+    def solve(self, chunks: list[_Chunk]) -> None:
+        self._waiting.extend(chunks)
+        helpers = min(torch.get_num_threads(), len(chunks)) - 1
+        helping = [_pool(helpers).submit(self._drain) for _ in range(helpers)]
+        self._drain()
+        for future in helping:
+            if not future.cancel():
+                future.result()
+
+    def _drain(self) -> None:
+        u, shrink, out = self._arrays
+        while True:
+            try:
+                chunk = self._waiting.popleft()
+            except IndexError:
+                return
+            for entry, rows in chunk:
+                self._search(u[entry, rows], shrink[entry, rows], out[entry, rows])
 
 
 @cache
-def _search() -> Any:
-    """The compiled search; numba is imported on first use, as it takes long to load."""
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="trellis")
+
+
+@cache
+def _search(states: int) -> Any:
+    """The compiled search of one segment: u, shrink, out, each (rows,) float32 and contiguous."""
+    njit = _njit()
+    nearest = njit(_nearest)
+    forward = njit(_forward(states, nearest, njit(_lowest)))
+    back = njit(_back(states, nearest))
+
+    def search(u: Any, shrink: Any, out: Any) -> None:
+        chosen = np.empty(len(u), np.uint64)
+        back(u, shrink, chosen, forward(u, shrink, chosen), out)
+
+    return njit("void(float32[::1], float32[::1], float32[::1])", nogil=True)(search)
+
+
+def _njit() -> Any:
+    """numba's compiler, imported on first use, as it takes long to load."""
     try:
-        import numba
+        from numba import njit
     except ImportError as error:
         raise SetupError(
             "trellis-coded quantization needs the package numba, which cannot be imported",
             items=[str(error)],
             hint='pip install "qpack-lm[pack]", or put trellis = 0 in the recipe',
         ) from None
-    path = numba.njit(nogil=True)(_best_path)
-
-    def search(u: Any, shrink: Any, starts: Any, sources: Any, cosets: Any, out: Any) -> None:
-        segments = len(starts) - 1
-        for job in numba.prange(u.shape[0] * segments):
-            row, part = job // segments, job % segments
-            begin, end = starts[part], starts[part + 1]
-            path(u[row, begin:end], shrink[row, begin:end], sources, cosets, out[row, begin:end])
-
-    return numba.njit(parallel=True, nogil=True)(search)
+    return njit
 
 
-def _best_path(u: Any, shrink: Any, sources: Any, cosets: Any, out: Any) -> None:
-    """One segment: u, shrink, out (rows,). Compiled; plain loops on purpose."""
-    rows, states = u.shape[0], sources.shape[0]
-    nearest = np.empty((rows, 4), np.float32)
-    chosen = np.zeros(rows, np.uint64)  # bit s: the second predecessor leads to state s
-    cost, fresh = np.full(states, np.inf), np.empty(states)
-    cost[0] = 0.0
-    local = np.empty(4)
-    for r in range(rows):
-        weight = 1.0 + shrink[r]
-        target = u[r] / weight
-        for coset in range(4):
-            m = 4.0 * np.rint((target - coset) * 0.25) + coset
-            nearest[r, coset] = m
-            local[coset] = weight * (m - target) * (m - target)
-        bits = np.uint64(0)
-        for s in range(states):
-            first = cost[sources[s, 0]] + local[cosets[s, 0]]
-            second = cost[sources[s, 1]] + local[cosets[s, 1]]
-            if second < first:
-                first = second
-                bits |= np.uint64(1) << np.uint64(s)
-            fresh[s] = first
-        chosen[r] = bits
-        cost, fresh = fresh, cost
-    state = 0
-    for s in range(1, states):
-        if cost[s] < cost[state]:
-            state = s
-    for back in range(rows):
-        r = rows - 1 - back
-        which = (chosen[r] >> np.uint64(state)) & np.uint64(1)
-        out[r] = nearest[r, cosets[state, which]]
-        state = sources[state, which]
+# -- what is compiled: plain loops over scalars, constants in float32 ------------------------------
+
+_ZERO, _QUARTER, _HALF, _ONE, _FOUR = (np.float32(x) for x in (0, 0.25, 0.5, 1, 4))
+_COSETS = tuple(np.float32(coset) for coset in range(4))
+
+
+def _nearest(target: Any, coset: Any) -> Any:
+    """The number of 4Z + `coset` that is nearest to `target`; the upper of two."""
+    return _FOUR * np.floor((target - coset) * _QUARTER + _HALF) + coset
+
+
+def _lowest(cost: Any) -> int:
+    best = 0
+    for s in range(1, len(cost)):
+        if cost[s] < cost[best]:
+            best = s
+    return best
+
+
+def _links(states: int) -> tuple[int, int, int]:
+    """half, odd, branch: state s' comes from state 2 t + p by branch b, where p = s' >= half and
+    t = (s' mod half) ^ (p odd) ^ (b branch)."""
+    h0, h1 = POLYNOMIALS[states]
+    half = states // 2
+    return half, (h0 >> 1) & (half - 1), h1 >> 1
+
+
+def _forward(states: int, nearest: Any, lowest: Any) -> Any:
+    half, odd, branch = _links(states)
+    unreached = np.float32(np.inf)
+
+    def forward(u: Any, shrink: Any, chosen: Any) -> Any:
+        """Fill `chosen` (rows,): bit s is the branch by which state s is reached; the last state.
+
+        `from_even` and `from_odd` are costs of the row before, by t.
+        """
+        cost = np.full(states, unreached, np.float32)
+        from_even, from_odd = np.empty(half, np.float32), np.empty(half, np.float32)
+        cost[0] = _ZERO
+        for r in range(len(u)):
+            weight = _ONE + shrink[r]
+            target = u[r] / weight
+            e0 = target - nearest(target, _COSETS[0])
+            e1 = target - nearest(target, _COSETS[1])
+            e2 = target - nearest(target, _COSETS[2])
+            e3 = target - nearest(target, _COSETS[3])
+            e0, e1, e2, e3 = weight * e0 * e0, weight * e1 * e1, weight * e2 * e2, weight * e3 * e3
+            for t in range(half):
+                from_even[t], from_odd[t] = cost[2 * t], cost[2 * t + 1]
+            bits = np.uint64(0)
+            for s in range(half):
+                zero, one = from_even[s] + e0, from_even[s ^ branch] + e2
+                bits |= np.uint64(one < zero) << np.uint64(s)
+                cost[s] = one if one < zero else zero
+            for s in range(half):
+                zero, one = from_odd[s ^ odd] + e1, from_odd[s ^ odd ^ branch] + e3
+                bits |= np.uint64(one < zero) << np.uint64(s + half)
+                cost[s + half] = one if one < zero else zero
+            chosen[r] = bits
+            if r % REBASE_ROWS == REBASE_ROWS - 1:
+                least = cost[lowest(cost)]
+                for s in range(states):
+                    cost[s] -= least
+        return lowest(cost)
+
+    return forward
+
+
+def _back(states: int, nearest: Any) -> Any:
+    half, odd, branch = _links(states)
+
+    def back(u: Any, shrink: Any, chosen: Any, state: int, out: Any) -> None:
+        """Walk the path that ends in `state` from the last row to the first."""
+        for r in range(len(u) - 1, -1, -1):
+            parity = int(state >= half)
+            bit = int((chosen[r] >> np.uint64(state)) & np.uint64(1))
+            out[r] = nearest(u[r] / (_ONE + shrink[r]), np.float32(parity + 2 * bit))
+            state = 2 * ((state & (half - 1)) ^ (parity * odd) ^ (bit * branch)) + parity
+
+    return back
