@@ -57,6 +57,9 @@ class Option:
     c: float
     estimated_bytes: int
     distance: float
+    """to the float model, on the held-out batches"""
+    at_equal_bytes: float
+    """the same, moved to the size of the first option: a bit more a weight is a quarter of it"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +73,14 @@ class Choice:
     def describe(self) -> dict[str, Any]:
         """Plain values for the report."""
         rows: list[Mapping[str, Any]] = [
-            {"steps": o.name, "c": o.c, "bytes": o.estimated_bytes, "held_out_distance": o.distance}
-            for o in self.options
+            {
+                "steps": option.name,
+                "c": option.c,
+                "bytes": option.estimated_bytes,
+                "held_out_distance": option.distance,
+                "at_equal_bytes": option.at_equal_bytes,
+            }
+            for option in self.options
         ]
         return {"chosen": self.chosen, "reason": self.reason, "options": rows}
 
@@ -108,16 +117,22 @@ def choose(
     )
     other_c, other_size = _same_size(plan, other_fitter, c, size)
     contents = [fitter.contents(c), other_fitter.contents(other_c)]
-    first, second = judge.distances(contents)
-    options = (
-        Option(name=BY_SENSITIVITY, c=c, estimated_bytes=size, distance=first),
-        Option(name=EQUAL, c=other_c, estimated_bytes=other_size, distance=second),
+    distances = judge.distances(contents)
+    first, second = distances[0], distances[1]
+    second *= 4.0 ** (8 * (other_size - size) / max(1, plan.turned_weights))
+    options = tuple(
+        Option(name=name, c=at, estimated_bytes=num, distance=distance, at_equal_bytes=moved)
+        for name, at, num, distance, moved in (
+            (BY_SENSITIVITY, c, size, distances[0], first),
+            (EQUAL, other_c, other_size, distances[1], second),
+        )
     )
     better = second < first
     choice = Choice(
         options=options,
         chosen=EQUAL if better else BY_SENSITIVITY,
-        reason=f"{min(first, second):.6f} against {max(first, second):.6f} on the held-out batches",
+        reason=f"{min(first, second):.6f} against {max(first, second):.6f} on held-out batches, "
+        "at equal bytes",
     )
     progress.note(f"steps {choice.chosen}: {choice.reason}")
     return (other_fitter, other, choice) if better else (fitter, ours, choice)
