@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qpack.quant.calibrate import collect
+from qpack.quant.calibrate import Sensing, collect
 from qpack.quant.statistics import load_statistics
 
 PROGRAM = """
@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 from torch import nn
 from qpack import distributed
-from qpack.quant.calibrate import collect
+from qpack.quant.calibrate import Sensing, collect
 from qpack.quant.statistics import save_statistics
 
 with distributed.session():
     assert distributed.world_size() == 2
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    batches = [torch.full((2, 6), float(i)) + torch.eye(6)[:2] for i in range(5)]
-    statistics = collect(model, batches, fingerprint="f")
+    model = nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    batches = [(torch.arange(8).reshape(2, 4) + i) % 7 for i in range(5)]
+    statistics = collect(model, batches, fingerprint="f", sensing=Sensing(batches=3))
     save_statistics(Path(sys.argv[1]) / f"{distributed.rank()}.safetensors", statistics)
 """
 
@@ -51,15 +51,21 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
         assert process.returncode == 0, stderr
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    batches = [torch.full((2, 6), float(i)) + torch.eye(6)[:2] for i in range(5)]
-    alone = collect(model, batches, fingerprint="f")
+        model = nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    batches = [(torch.arange(8).reshape(2, 4) + i) % 7 for i in range(5)]
+    alone = collect(model, batches, fingerprint="f", sensing=Sensing(batches=3))
     ranks = [
         load_statistics(tmp_path / f"{rank}.safetensors", fingerprint="f", device="cpu")
         for rank in range(2)
     ]
     for rank in ranks:
-        assert rank.counts == alone.counts == {"0.weight": 10, "2.weight": 10}
+        assert rank.counts == alone.counts == {"1.weight": 40, "3.weight": 40}
+        assert rank.sensitivity_tokens == alone.sensitivity_tokens == 24
+        for kind in ("sensitivities", "frequencies", "table_sensitivities"):
+            theirs, ours = getattr(rank, kind), getattr(alone, kind)
+            assert theirs.keys() == ours.keys() != set()
+            # Labels belong to a batch, whichever rank draws them.
+            assert all(torch.allclose(theirs[name], x, rtol=1e-5) for name, x in ours.items())
         for name, H in alone.hessians.items():
             assert torch.allclose(rank.hessians[name], H, rtol=1e-5)
             assert torch.equal(rank.hessians[name], ranks[0].hessians[name])
