@@ -1,0 +1,182 @@
+"""A model that nobody here trained, through the module API's own parts: a BERT of antibodies.
+
+    pip download --no-deps antiberty==0.1.3
+    python benchmarks/third_party.py antiberty-0.1.3-py3-none-any.whl -o OUT.json
+
+As `rate_distortion.py`: the record recipe at k = 12.85, coded by brotli, sets the bytes; the other
+rows fill them. KL is of the residue at every position, on sequences that calibration never saw.
+Rows are written as they are done, and those that OUT already holds are not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import antiberty
+import torch
+from torch import Tensor
+
+from qpack.artifact.encode import encode
+from qpack.artifact.writer import render, write_atomic
+from qpack.checkpoint import fingerprint
+from qpack.choose import Judge
+from qpack.codec.registry import resolve
+from qpack.environment import provenance
+from qpack.fit import Fitter
+from qpack.progress import Silent
+from qpack.quant.calibrate import Sensing, collect
+from qpack.quant.engine import Quantizer
+from qpack.quant.plan import classify, make_plan, untied
+from qpack.quant.statistics import Statistics
+from qpack.quant.tune import Tuning, tune
+from qpack.recipe import Recipe, read_recipe
+from qpack.tensors import Contents
+
+RECORD_K = 12.85
+CALIBRATED, HELD_OUT, SCORED = 60, 8, 20
+"""Sequences of each antibody."""
+BATCH = 20
+ROWS: dict[str, dict[str, Any]] = {
+    "rd scalar": {"trellis": 0},
+    "rd scalar, equal relative steps": {"trellis": 0, "terms": ()},
+    "rd scalar, tensor term alone": {"trellis": 0, "terms": ("tensor",)},
+    "rd trellis 8": {"trellis": 8},
+    "rd trellis 32": {"trellis": 32},
+    "rd trellis 8, tuned": {"trellis": 8},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("--tune", type=int, default=120, metavar="STEPS")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    options = parser.parse_args()
+    bench = Bench(options)
+    for name in ("record", *ROWS):
+        if name not in bench.rows:
+            bench.add(name, bench.record() if name == "record" else bench.row(name))
+        row = bench.rows[name]
+        print(f"{name:34} {row['bytes']:>12,} B  KL {row['kl']:.6f}  {row['kl_ratio']:.3f}x")
+
+
+class Bench:
+    """The model, its statistics and the rows so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.model = antiberty.load(options.wheel)
+        self.tensors, self.aliases = untied(self.model)
+        drawn = antiberty.sequences(self.model, CALIBRATED + HELD_OUT + SCORED, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        masked = [antiberty.mask(tokens, generator)[0] for tokens in drawn]
+        self.calibration = batches(masked, 0, CALIBRATED)
+        self.held_out = batches(masked, CALIBRATED, CALIBRATED + HELD_OUT)
+        scored = batches(masked, CALIBRATED + HELD_OUT, CALIBRATED + HELD_OUT + SCORED)
+        self.judge = Judge(model=self.model, held_out=scored)
+        begin = time.perf_counter()
+        self.statistics = self.calibrate()
+        self.document: dict[str, Any] = {
+            "schema": "qpack.bench-third-party/1",
+            "model": "antiberty 0.1.3",
+            "wheel_sha256": hashlib.sha256(options.wheel.read_bytes()).hexdigest(),
+            "weights": sum(tensor.numel() for tensor in self.tensors.values()),
+            "calibration_tokens": sum(batch.numel() for batch in self.calibration),
+            "scored_tokens": sum(batch.numel() for batch in scored),
+            "record": {"k": RECORD_K, "codecs": ["brotli"]},
+            "tune_steps": options.tune,
+            "calibrate_seconds": time.perf_counter() - begin,
+            **provenance(torch.device("cpu")),
+            "rows": {},
+        }
+        if options.out.exists():
+            self.document["rows"] = json.loads(options.out.read_text())["rows"]
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        done: dict[str, Any] = self.document["rows"]
+        return done
+
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        """Keep a row, in memory and on disk."""
+        self.rows[name] = row
+        row["kl_ratio"] = row["kl"] / self.rows["record"]["kl"]
+        data = json.dumps(self.document, indent=1, allow_nan=False) + "\n"
+        write_atomic(self.options.out, data.encode(), force=True)
+
+    def calibrate(self) -> Statistics:
+        return collect(
+            self.model,
+            self.calibration,
+            fingerprint=fingerprint(self.tensors),
+            sensing=Sensing(likelihood="categorical"),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The field's recipe at its own k, coded by its codec."""
+        fitter = self.fitter(read_recipe("record"), ("brotli",))
+        return self.scored(fitter.contents(RECORD_K), ("brotli",), RECORD_K)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """One row at the record's bytes; a tuned one makes room for what it grows."""
+        recipe = read_recipe("default")
+        rules = tuple(replace(r, **ROWS[name]) if r.scale == "rd" else r for r in recipe.rules)
+        fitter = self.fitter(replace(recipe, rules=rules), None)
+        budget = room = self.rows["record"]["bytes"]
+        while True:
+            fitted = fitter.fit(room)
+            contents = self.tuned(fitted.contents) if "tuned" in name else fitted.contents
+            row = self.scored(contents, None, fitted.search.value)
+            if row["bytes"] <= budget:
+                return row
+            room -= row["bytes"] - budget
+
+    def fitter(self, recipe: Recipe, codecs: tuple[str, ...] | None) -> Fitter:
+        plan = make_plan(self.tensors, classify(self.model), self.aliases, recipe)
+        return Fitter(
+            Quantizer(self.tensors, plan, self.statistics, progress=Silent()),
+            self.tensors,
+            aliases=self.aliases,
+            metadata={"model_name": "AntiBERTy"},
+            files=(),
+            form="pyz",
+            codecs=resolve(codecs),
+            progress=Silent(),
+        )
+
+    def tuned(self, contents: Contents) -> Contents:
+        return tune(
+            contents,
+            Tuning(
+                model=self.model,
+                batches=self.calibration,
+                held_out=self.held_out,
+                steps=self.options.tune,
+            ),
+        ).contents
+
+    def scored(
+        self, contents: Contents, codecs: tuple[str, ...] | None, value: float
+    ) -> dict[str, Any]:
+        size = len(render(encode(contents, codecs=resolve(codecs)), form="pyz"))
+        return {
+            "value": value,
+            "bytes": size,
+            "bits_per_weight": 8 * size / self.document["weights"],
+            "kl": self.judge.distances([contents])[0],
+        }
+
+
+def batches(drawn: list[Tensor], begin: int, end: int) -> list[Tensor]:
+    """Sequences begin to end of every antibody, in batches of one length."""
+    return [part for tokens in drawn for part in tokens[begin:end].split(BATCH)]
+
+
+if __name__ == "__main__":
+    main()
