@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from qpack.artifact.contents import Group, group
+from qpack.artifact.contents import Group, all_integers, integers_by_role
 from qpack.artifact.encode import encode
-from qpack.artifact.layout import INTEGERS
+from qpack.artifact.integers import matrices
 from qpack.artifact.reader import read
 from qpack.artifact.writer import file_bytes
 from qpack.checkpoint import Checkpoint, build_model, check_finite, read_model
 from qpack.codec import filters
-from qpack.codec.base import Codec
+from qpack.codec.base import ByteCodec
 from qpack.codec.entropy import zero_order_bits
-from qpack.codec.registry import resolve
+from qpack.codec.integers import Rans
+from qpack.codec.registry import integer_codec, resolve
 from qpack.codec.select import Choices
 from qpack.environment import provenance
 from qpack.errors import ArtifactError, BudgetError, CheckpointError
@@ -28,7 +29,7 @@ from qpack.eval.bpb import compare
 from qpack.fit import Fitter
 from qpack.inputs import Inputs, read_inputs
 from qpack.options import PackOptions
-from qpack.pipeline import artifact_metadata, calibrate
+from qpack.pipeline import artifact_metadata, calibrate, calibration_batches
 from qpack.progress import SILENT, Progress
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import classify, make_plan
@@ -50,26 +51,32 @@ def bench_codecs(
 ) -> dict[str, Any]:
     """Every codec on every integer stream, one at a time: bytes and speed.
 
+    The codec of integers is measured on all of them, as it is used: in one stream.
     An artifact is measured on the integers that it holds; a checkpoint on int6 integers at
     k = 12.85, rounded to nearest (no calibration: the entropy differs from GPTQ's by about 1 %).
     """
     contents, origin = _integers_of(path)
-    parts = [part for part in group(contents) if part.kind == INTEGERS]
-    if not parts:
+    parts = integers_by_role(contents)
+    if not any(part.stream.array.size for part in parts):
         raise CheckpointError(f"{path}: holds no integers to try codecs on")
-    chosen = resolve(codecs, stdlib_only=False)
+    resolved = resolve(codecs, stdlib_only=False)
+    chosen = [codec for codec in resolved if isinstance(codec, ByteCodec)]
     total = sum(part.stream.array.nbytes for part in parts) * len(chosen)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with progress.stage("codecs", total=total, unit="B") as task:
         for part in parts:
             for codec in chosen:
                 rows.append(_codec_row(part, codec))
                 task.advance(part.stream.array.nbytes, note=f"{codec.name} {part.stream.key}")
+    totals = _totals(rows)
+    coder = integer_codec(resolved)
+    if coder is not None:
+        totals.append(_integer_row(all_integers(contents), coder))
     return {
         "schema": "qpack.bench-codecs/1",
         "model": path.name,
         "integers": origin,
-        "rows": rows + _totals(rows),
+        "rows": rows + totals,
         "entropy_bits_per_weight": math.fsum(zero_order_bits(p.stream.array) for p in parts)
         / sum(p.stream.array.size for p in parts),
         **provenance(torch.device("cpu")),
@@ -106,7 +113,8 @@ def bench_bits(
     )
     log = RunLog(progress)
     inputs = read_inputs(options)
-    statistics = calibrate(inputs, options, log)
+    batches, _ = calibration_batches(inputs, options, log)
+    statistics = calibrate(inputs, batches, options, log)
     table = _BitsTable(inputs, statistics, log)
     rows = [table.row(f"int{b}", "qmax", 2 ** (b - 1) - 1) for b in (5, 6, 8)]
     rows.append(table.row(f"int6, k = {RECORD_K}", "k", RECORD_K))
@@ -146,7 +154,29 @@ def round_to_nearest(checkpoint: Checkpoint, recipe: Recipe) -> Quantizer:
     return Quantizer(checkpoint.tensors, plan, None)
 
 
-def _codec_row(part: Group, codec: Codec) -> dict[str, Any]:
+def _integer_row(whole: Group, coder: Rans) -> dict[str, Any]:
+    """The codec of integers on all of them, on one core."""
+    stream = whole.stream
+    members = matrices(stream)
+    begin = time.perf_counter()
+    coded = coder.encode_matrices(members, stream.trellis)
+    middle = time.perf_counter()
+    decoded, _ = coder.decode_matrices(coded, stream.matrices, members[0].dtype)
+    end = time.perf_counter()
+    assert all((d == m).all() for d, m in zip(decoded, members, strict=True))
+    return {
+        "stream": "all",
+        "codec": coder.name,
+        "filter": "",
+        "elements": int(stream.array.size),
+        "bytes": len(coded),
+        "bits_per_weight": 8 * len(coded) / stream.array.size,
+        "encode_mb_s": stream.array.nbytes / 1e6 / max(middle - begin, 1e-9),
+        "decode_mb_s": stream.array.nbytes / 1e6 / max(end - middle, 1e-9),
+    }
+
+
+def _codec_row(part: Group, codec: ByteCodec) -> dict[str, Any]:
     """One codec with its best filter on one stream, on one core."""
     stream = part.stream
     forms = {f: filters.forward(stream.array, f, stream.matrices) for f in stream.filters}

@@ -21,6 +21,7 @@ from qpack.codec.base import Codec
 from qpack.codec.registry import resolve
 from qpack.errors import ArtifactError
 from qpack.tensors import Contents, EmbeddedFile, QuantizedTensor, RawTensor
+from qpack.trellis import next_states
 
 MAGIC = b"\x89QPK\r\n\x1a\n"
 
@@ -41,18 +42,31 @@ def quantized(
     qmax: int = 31,
     col_codes: bool = False,
     octave: int = 16,
+    trellis: int = 0,
     seed: int = 0,
 ) -> QuantizedTensor:
     """A quantized tensor with plausible step codes."""
     rng = np.random.default_rng(seed + 1)
+    matrix = integers(rows, cols, qmax=qmax, seed=seed)
     return QuantizedTensor(
         name=name,
         shape=(rows, cols) if shape is None else shape,
-        integers=integers(rows, cols, qmax=qmax, seed=seed),
+        integers=obedient(matrix, trellis),
         row_codes=np.rint(rng.normal(-6 * octave, octave / 2, rows)).astype(np.int16),
         col_codes=np.rint(rng.normal(0, octave / 2, cols)).astype(np.int16) if col_codes else None,
         octave=octave,
+        trellis=trellis,
     )
+
+
+def obedient(integers: NDArray[Any], states: int) -> NDArray[Any]:
+    """Integers changed by at most one, towards 0 where they can, to obey a trellis; 0: as is."""
+    out = integers.copy()
+    path = np.zeros(out.shape[1], np.uint8)
+    for row in out if states else ():
+        row -= ((row ^ path) & 1).astype(out.dtype) * np.where(row > 0, 1, -1).astype(out.dtype)
+        path = next_states(states)[path, (row >> 1) & 1]
+    return out
 
 
 def raw(name: str, shape: tuple[int, ...], dtype: str, data: bytes) -> RawTensor:
@@ -118,6 +132,7 @@ def _key(tensor: QuantizedTensor | RawTensor) -> tuple[Any, ...]:
     matrix = tensor.integers
     return (
         *(tensor.name, tensor.shape, tensor.octave, matrix.dtype.name, matrix.shape),
+        tensor.trellis,
         *(matrix.tobytes(), tensor.row_codes.dtype.name, tensor.row_codes.tobytes(), cols),
     )
 

@@ -2,13 +2,14 @@
 
 Streams group what compresses alike: integers by role (a tensor's name with each all-digit part
 replaced by `*`) and type, row codes, column codes, raw tensors by type, files by role. Integer
-streams below `MISC_BYTES` are merged into one a type, since each stream costs about 25 bytes.
+streams below `MISC_BYTES` are merged into one a type, since each stream costs about 25 bytes. The
+codec that knows scales and trellises takes all integers as one stream instead (`integers.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -17,11 +18,15 @@ from numpy.typing import NDArray
 from qpack.artifact import layout as lay
 from qpack.artifact import rules
 from qpack.artifact.values import value_problems
+from qpack.codec import filters
 from qpack.codec.select import TypedStream
 from qpack.errors import CheckpointError
 from qpack.tensors import Contents, EmbeddedFile, QuantizedTensor, RawTensor, StoredTensor
+from qpack.trellis import STATES, obeys
 
 MISC_BYTES = 4096
+ONE_STREAM = "integers"
+"""Key of the stream of all integers."""
 _INTEGER_DTYPES = {np.dtype(np.int8): "I8", np.dtype(np.int16): "I16"}
 
 
@@ -123,17 +128,40 @@ def _form_problems(tensor: QuantizedTensor) -> list[str]:
         problems.append(f"col codes are {col_codes.dtype} {col_codes.shape}, not int16 ({cols},)")
     if tensor.octave not in rules.OCTAVES:
         problems.append(f"octave {tensor.octave} is not a power of two from 1 to 64")
+    if tensor.trellis not in (0, *STATES):
+        problems.append(f"there is no trellis of {tensor.trellis} states")
+    elif not obeys(integers, tensor.trellis):
+        problems.append(f"its integers do not obey the trellis of {tensor.trellis} states")
     return problems
 
 
+Indexed = list[tuple[int, QuantizedTensor]]
+
+
 def group(contents: Contents) -> list[Group]:
-    """Typed streams of checked contents, in the order of the file."""
-    quantized = [
-        (index, tensor)
-        for index, tensor in enumerate(contents.tensors)
-        if isinstance(tensor, QuantizedTensor)
-    ]
-    groups = _integer_groups(quantized)
+    """Typed streams of checked contents, in the order of the file; integers by role."""
+    return [*integers_by_role(contents), *other_groups(contents)]
+
+
+def quantized_tensors(contents: Contents) -> Indexed:
+    """Index and tensor of each that has integers."""
+    return [(i, t) for i, t in enumerate(contents.tensors) if isinstance(t, QuantizedTensor)]
+
+
+def all_integers(contents: Contents) -> Group:
+    """The one stream of all integers, of which there are some: int8 where all of them are."""
+    members = quantized_tensors(contents)
+    dtypes = {_INTEGER_DTYPES[tensor.integers.dtype] for _, tensor in members}
+    dtype = "I8" if dtypes == {"I8"} else "I16"
+    whole = _group(lay.INTEGERS, dtype, ONE_STREAM, [(i, t.integers) for i, t in members])
+    trellis = tuple(tensor.trellis for _, tensor in members)
+    return replace(whole, stream=replace(whole.stream, filters=(filters.NONE,), trellis=trellis))
+
+
+def other_groups(contents: Contents) -> list[Group]:
+    """Typed streams of all but the integers."""
+    groups = []
+    quantized = quantized_tensors(contents)
     rows: Members = [(index, tensor.row_codes) for index, tensor in quantized]
     cols: Members = [(index, t.col_codes) for index, t in quantized if t.col_codes is not None]
     for kind, codes in ((lay.ROWS, rows), (lay.COLS, cols)):
@@ -152,10 +180,11 @@ def group(contents: Contents) -> list[Group]:
     return groups
 
 
-def _integer_groups(quantized: list[tuple[int, QuantizedTensor]]) -> list[Group]:
+def integers_by_role(contents: Contents) -> list[Group]:
+    """Streams of the integers, for codecs of bytes."""
     by_role: dict[str, Members] = {}
     dtypes: dict[str, str] = {}
-    for index, tensor in quantized:
+    for index, tensor in quantized_tensors(contents):
         dtype = _INTEGER_DTYPES[tensor.integers.dtype]
         key = f"int:{role_of(tensor.name)}:{dtype}"
         by_role.setdefault(key, []).append((index, tensor.integers))

@@ -2,7 +2,7 @@
 
 With no options it says what the file is; with -o it writes the weights as safetensors. It needs
 numpy, and the package of a codec where the model uses one. The model is read as data and never
-executed. A second, independent implementation of docs/FORMAT.md that imports nothing of qpack.
+executed. A second, independent implementation of docs/FORMAT.md: of qpack it needs unrans alone.
 Exit codes: 0 done, 2 usage, 3 a path cannot be used, 4 model rejected, 7 memory or disk, 8 package.
 """
 
@@ -17,12 +17,13 @@ import math
 import os
 import struct
 import sys
-import zlib
 from typing import Any
+
+from qpack.artifact.unrans import inflate, rans
 
 MIB, HEXADECIMAL, OCTAVES = 1 << 20, "0123456789abcdef", (1, 2, 4, 8, 16, 32, 64)
 KEYS = {"aliases", "files", "metadata", "requires", "streams", "tensors"}
-CODECS = {0: "store", 1: "lzma", 2: "lzma-raw", 3: "brotli", 4: "zstandard"}
+CODECS = {0: "store", 1: "lzma", 2: "lzma-raw", 3: "brotli", 4: "zstandard", 5: "rans"}
 WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2}
 WIDTHS |= {"BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
 # Filters: 0 none, 1 byte planes, 2 transposed, 3 transposed and planes, 4 differences and planes.
@@ -31,15 +32,6 @@ FILTERS |= {("rows", "I16"): (0, 1, 4), ("cols", "I16"): (0, 1, 4)}
 FILTERS |= {("raw", dtype): (0, 1) if width > 1 else (0,) for dtype, width in WIDTHS.items()}
 # Control characters, separators, marks that reorder text, surrogates.
 UNPRINTABLE = ((0, 31), (127, 159), (0x2028, 0x202E), (0x2066, 0x2069), (0xD800, 0xDFFF))
-# 2 ** (i / 64) as float32 bit patterns: constants, because libraries differ in the last bit.
-MANTISSA = bytes.fromhex(
-    "3F8000003F8164D23F82CD873F843A293F85AAC33F871F623F88980F3F8A14D53F8B95C23F8D1ADF3F8EA43A"
-    "3F9031DC3F91C3D33F935A2B3F94F4F03F96942D3F9837F03F99E0463F9B8D3A3F9D3EDA3F9EF5323FA0B051"
-    "3FA270433FA435163FA5FED73FA7CD943FA9A15B3FAB7A3A3FAD583F3FAF3B793FB123F63FB311C43FB504F3"
-    "3FB6FD923FB8FBAF3FBAFF5B3FBD08A43FBF179A3FC12C4D3FC346CD3FC5672A3FC78D753FC9B9BE3FCBEC15"
-    "3FCE248C3FD063343FD2A81E3FD4F35B3FD744FD3FD99D163FDBFBB83FDE60F53FE0CCDF3FE33F893FE5B907"
-    "3FE8396A3FEAC0C73FED4F303FEFE4BA3FF281773FF5257D3FF7D0DF3FFA83B33FFD3E0C"
-)
 
 
 class StopError(Exception):
@@ -87,14 +79,12 @@ def parse_json(stored: bytes, decoded_bytes: int, minor: int) -> dict[str, Any]:
         return items is not None and (levels == 0 or any(deep(x, levels - 1) for x in items))
 
     try:
-        inflate = zlib.decompressobj(-15)
-        text = inflate.decompress(stored, decoded_bytes + 1)
+        text = inflate(stored, decoded_bytes)
         header = json.loads(text.decode("ascii"), parse_float=int, parse_constant=int)
         same = json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii") == text
-    except (zlib.error, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         header, same = None, False
-    whole = same and inflate.eof and not inflate.unused_data and len(text) == decoded_bytes
-    require(whole and type(header) is dict and header.keys() >= KEYS, "its header is damaged")
+    require(same and type(header) is dict and header.keys() >= KEYS, "its header is damaged")
     extra = [header[key] for key in header if key not in KEYS]
     require(not extra or minor, "its header has an unknown key")
     require(not any(deep(value, 7) for value in extra), "its header is nested too deep")
@@ -118,6 +108,7 @@ def check_rows(header: dict[str, Any]) -> None:
     for row in header["streams"]:
         good = form(row) == "ssiiiis" and len(row[6]) == 16 and not row[6].strip(HEXADECIMAL)
         good = good and row[2] in CODECS and row[3] in FILTERS.get((row[0], row[1]), ())
+        good = good and (row[2] != 5 or (row[0], row[3]) == ("int", 0))
         require(good, f"stream {row} is not of a form that this decoder knows")
     require(all(form(row) == "ssii" for row in header["files"]), "bad files")
     for row in header["tensors"]:
@@ -170,7 +161,7 @@ def check_streams(header: dict[str, Any], file_bytes: int) -> None:
     require(total <= min(4 << 30, 1024 * file_bytes), f"{total} decoded bytes are too many")
 
 
-def decompress(codec: int, data: bytes, size: int) -> bytes:
+def decompress(codec: int, data: bytes, size: int, shapes: list[tuple[int, int]]) -> bytes:
     """Decode a segment to exactly `size` bytes, with memory bounded before it is taken."""
     pieces, ended, log = [data], codec == 0, max(size - 1, 0).bit_length()
     try:
@@ -198,12 +189,25 @@ def decompress(codec: int, data: bytes, size: int) -> bytes:
                 require(not frame.eof and len(out) <= size, "a stream goes on after its end")
                 out += frame.decompress(data[start : start + 64])
             pieces, ended = [bytes(out)], frame.eof and not frame.unused_data
+        elif codec == 5:
+            pieces, ended = [rans(data, shapes, size)], True
     except ImportError:
         raise StopError(8, f"the model needs a package: pip install {CODECS[codec]}") from None
     except Exception as error:  # each package raises its own class
         raise StopError(4, f"model rejected: damaged {CODECS[codec]} stream ({error})") from None
     require(ended and sum(map(len, pieces)) == size, f"damaged {CODECS[codec]} stream")
     return b"".join(pieces)
+
+
+def root(i: int) -> int:
+    """2 ** (23 + i / 64), rounded: the 64th root of an integer, which no library gets wrong."""
+    half = math.isqrt
+    return (half(half(half(half(half(half(1 << 24 * 64 + i)))))) + 1) >> 1
+
+
+def matrix(row: list[Any]) -> tuple[int, int]:
+    """Rows and columns of a quantized tensor."""
+    return math.prod(row[1][: row[3]]), math.prod(row[1][row[3] :])
 
 
 def decode(data: bytes) -> tuple[list[bytes], dict[str, bytes]]:
@@ -215,7 +219,8 @@ def decode(data: bytes) -> tuple[list[bytes], dict[str, bytes]]:
     for (kind, dtype, codec, how, _, size, _), part in zip(
         header["streams"], segments, strict=True
     ):
-        raw, width = decompress(codec, part, size), WIDTHS[dtype]
+        own = [matrix(row) for row in header["tensors"] if codec == 5 and row[2] == len(arrays)]
+        raw, width = decompress(codec, part, size, own), WIDTHS[dtype]
         if how in (1, 3, 4):
             raw = np.frombuffer(raw, np.uint8).reshape(width, -1).T.tobytes()
         array: Any = np.frombuffer(raw, f"<{'u' if kind in ('raw', 'files') else 'i'}{width}")
@@ -234,11 +239,11 @@ def decode(data: bytes) -> tuple[list[bytes], dict[str, bytes]]:
         return np.ldexp(mantissa[fine % 64], fine // 64)
 
     kinds, tensors = [row[0] for row in header["streams"]], []
-    mantissa = np.frombuffer(MANTISSA, ">f4").astype(np.float32)
+    mantissa = np.array([root(i) for i in range(64)], np.float32) * np.float32(2.0**-23)
     for name, shape, stream, *scale in header["tensors"]:
         values, dtype = take(stream, math.prod(shape)), header["streams"][stream][1]
         if scale:
-            rows, cols = math.prod(shape[: scale[0]]), math.prod(shape[scale[0] :])
+            rows, cols = matrix([name, shape, stream, *scale])
             turned = header["streams"][stream][3] in (2, 3)
             values = values.reshape(cols, rows).T if turned else values.reshape(rows, cols)
             require((values > np.iinfo(values.dtype).min).all(), "an integer is out of range")

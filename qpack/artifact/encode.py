@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qpack.artifact import layout as lay
-from qpack.artifact.contents import Group, check_contents, group, lead_of
+from qpack.artifact.contents import Group, check_contents, lead_of, other_groups
+from qpack.artifact.integers import encode_integers
 from qpack.artifact.limits import DECODED_BYTES_MAX, EXPANSION_MAX, HEADER_BYTES_MAX
 from qpack.codec import filters
 from qpack.codec.base import Codec
+from qpack.codec.integers import Rans
+from qpack.codec.registry import byte_codecs
 from qpack.codec.select import Choices, Coded, Trial, encode_streams
 from qpack.codec.store import Store
 from qpack.errors import CheckpointError
@@ -22,6 +25,7 @@ class Encoded:
     """An artifact in parts. `writer.render` makes the file."""
 
     contents: Contents
+    """as they decode: the element type and trellis of integers are those of their stream"""
     groups: tuple[Group, ...]
     """typed streams, in the order of `segments`"""
     layout: lay.Layout
@@ -51,10 +55,12 @@ def encode(
     packages give the same bytes. CheckpointError names everything that cannot be stored.
     """
     check_contents(contents)
-    groups = tuple(group(contents))
-    coded, trials = encode_streams(
-        [g.stream for g in groups], codecs, choices=choices, progress=progress
+    integers = encode_integers(contents, codecs, choices=choices, progress=progress)
+    others = other_groups(contents)
+    rest, trials = encode_streams(
+        [g.stream for g in others], byte_codecs(codecs), choices=choices, progress=progress
     )
+    groups, coded = (*integers.groups, *others), [*integers.coded, *rest]
     won = {g.stream.key: (c.codec, c.filter) for g, c in zip(groups, coded, strict=True)}
     layout, header = _describe(contents, groups, coded)
     # A constant tensor can shrink by more than readers allow a whole file to expand.
@@ -65,13 +71,13 @@ def encode(
         layout, header = _describe(contents, groups, coded)
     _check_size(layout, header)
     return Encoded(
-        contents=contents,
+        contents=_as_decoded(contents, groups, coded),
         groups=groups,
         layout=layout,
         header=header,
         segments=tuple(c.data for c in coded),
         choices=won,
-        trials=tuple(trials),
+        trials=(*integers.trials, *trials),
     )
 
 
@@ -96,6 +102,20 @@ def _check_size(layout: lay.Layout, header: bytes) -> None:
         raise CheckpointError(
             f"the streams take {layout.decoded_bytes} bytes decoded, at most {DECODED_BYTES_MAX}"
         )
+
+
+def _as_decoded(contents: Contents, groups: Sequence[Group], coded: Sequence[Coded]) -> Contents:
+    tensors = list(contents.tensors)
+    for g, c in zip(groups, coded, strict=True):
+        for index in g.members if g.kind == lay.INTEGERS else ():
+            tensor = tensors[index]
+            assert isinstance(tensor, QuantizedTensor)
+            tensors[index] = replace(
+                tensor,
+                integers=tensor.integers.astype(f"i{lay.WIDTHS[g.dtype]}", copy=False),
+                trellis=tensor.trellis if c.codec == Rans.id else 0,
+            )
+    return replace(contents, tensors=tuple(tensors))
 
 
 def _describe(

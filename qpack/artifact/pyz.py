@@ -28,6 +28,8 @@ _VERSION, _UNIX = 20, 3 << 8
 _TIME, _DATE = 0, 0x21  # 1980-01-01 00:00, the zero of the format
 _MODE = 0o100644 << 16
 _STORED, _DEFLATED = 0, 8
+_FUTURE = b"from __future__ import annotations\n"
+_UNRANS = b"from qpack.artifact.unrans import inflate, rans"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,11 @@ class Inside:
 
 @functools.cache
 def decoder_source() -> bytes:
-    """The committed decoder, byte for byte."""
-    return files("qpack.artifact").joinpath("decoder.py").read_bytes()
+    """The decoder as one file: decoder.py, with unrans.py in the place of its import."""
+    folder = files("qpack.artifact")
+    whole = folder.joinpath("decoder.py").read_bytes()
+    part = folder.joinpath("unrans.py").read_bytes().partition(_FUTURE)[2].strip()
+    return whole.replace(_UNRANS, part)
 
 
 @functools.cache

@@ -25,6 +25,8 @@ from qpack.artifact.limits import DECODED_BYTES_MAX, HEADER_BYTES_MAX
 from qpack.artifact.parse import parse_header
 from qpack.artifact.values import value_problems
 from qpack.codec import filters
+from qpack.codec.base import ByteCodec
+from qpack.codec.integers import Rans
 from qpack.codec.registry import by_id
 from qpack.errors import (
     CorruptError,
@@ -225,21 +227,26 @@ def members(layout: lay.Layout, index: int) -> str:
 class _Cursor:
     """A decoded stream, handed out member by member."""
 
-    def __init__(self, array: NDArray[np.generic]) -> None:
+    def __init__(self, array: NDArray[np.generic], trellis: list[int]) -> None:
         self.array = array
         self.position = 0
+        self._trellis = iter(trellis)
 
     def take(self, elements: int) -> NDArray[np.generic]:
         start = self.position
         self.position += elements
         return self.array[start : self.position]
 
+    def trellis(self) -> int:
+        """Of the next member with integers."""
+        return next(self._trellis, 0)
+
 
 def decoded(file: BinaryIO, header: Header) -> Contents:
     """Decode every segment, whose digests are already checked, and check every value."""
     layout = header.layout
     cursors = [
-        _Cursor(decode_stream(file, layout, index, offset))
+        _Cursor(*decode_stream(file, layout, index, offset))
         for index, offset in enumerate(header.offsets())
     ]
     kinds = {stream.kind: cursor for stream, cursor in zip(layout.streams, cursors, strict=True)}
@@ -267,15 +274,23 @@ def decoded(file: BinaryIO, header: Header) -> Contents:
 
 def decode_stream(
     file: BinaryIO, layout: lay.Layout, index: int, offset: int
-) -> NDArray[np.generic]:
-    """Elements of one stream, (elements,), little-endian; its digest is already checked."""
+) -> tuple[NDArray[np.generic], list[int]]:
+    """Elements of one stream, (elements,), little-endian, and states of its members' trellises.
+
+    The stream's digest is already checked.
+    """
     stream = layout.streams[index]
     dtype = np.dtype(f"<{'i' if stream.kind in _SIGNED else 'u'}{lay.WIDTHS[stream.dtype]}")
+    shapes = [(t.rows, t.cols) for t in layout.tensors if t.octave and t.stream == index]
     codec = by_id(stream.codec)
     file.seek(offset)
-    data = codec.decode(file.read(stream.stored_bytes), decoded_bytes=stream.decoded_bytes)
-    matrices = [(t.rows, t.cols) for t in layout.tensors if t.octave and t.stream == index]
-    return filters.inverse(data, dtype, stream.filter, matrices)
+    data = file.read(stream.stored_bytes)
+    if isinstance(codec, Rans):
+        matrices, trellis = codec.decode_matrices(data, shapes, dtype.newbyteorder("="))
+        return np.concatenate([matrix.reshape(-1) for matrix in matrices]), trellis
+    assert isinstance(codec, ByteCodec)
+    plain = codec.decode(data, decoded_bytes=stream.decoded_bytes)
+    return filters.inverse(plain, dtype, stream.filter, shapes), []
 
 
 _SIGNED = (lay.INTEGERS, lay.ROWS, lay.COLS)
@@ -298,4 +313,5 @@ def _tensor(
             kinds[lay.COLS].take(info.cols).astype(np.int16, copy=False) if info.has_cols else None
         ),
         octave=info.octave,
+        trellis=cursors[info.stream].trellis(),
     )

@@ -15,6 +15,7 @@ from math import prod
 from qpack.artifact import layout as lay
 from qpack.artifact import limits
 from qpack.codec import filters
+from qpack.codec.integers import Rans
 from qpack.errors import CorruptError, TooLargeError, UnsupportedError
 
 FILE_ROLES = ("code", "tokenizer")
@@ -138,6 +139,8 @@ def _unknown(layout: lay.Layout) -> Iterator[str]:
             yield f"stream {index}: filter {stream.filter} of {stream.kind} {stream.dtype}"
         if stream.codec > 0xFF:
             yield f"stream {index}: codec id {stream.codec}"
+        if stream.codec == Rans.id and (stream.kind, stream.filter) != (lay.INTEGERS, filters.NONE):
+            yield f"stream {index}: {Rans.name} of kind {stream.kind} with filter {stream.filter}"
 
 
 def name_problems(layout: lay.Layout) -> Iterator[str]:

@@ -18,13 +18,18 @@ from qpack.errors import CorruptError, SetupError
 
 @runtime_checkable
 class Codec(Protocol):
-    """One way to compress a stream of bytes."""
+    """One way to compress a stream: a `ByteCodec`, or `integers.Rans` for integers alone."""
 
     id: int
     """registered in docs/FORMAT.md: 0x00 to 0x7F; private: 0x80 to 0xFF"""
     name: str
     requires: str | None
     """package needed beyond numpy and the standard library: its name on PyPI and its module's"""
+
+
+@runtime_checkable
+class ByteCodec(Codec, Protocol):
+    """A codec that knows nothing of what the bytes mean."""
 
     def encode(self, data: bytes) -> bytes:
         """Compress; the same bytes for the same data and package version."""

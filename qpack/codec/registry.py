@@ -11,18 +11,22 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 
-from qpack.codec.base import Codec, need
+import numpy as np
+
+from qpack.codec.base import ByteCodec, Codec, need
 from qpack.codec.brotli import Brotli
+from qpack.codec.integers import Rans
 from qpack.codec.store import Store
 from qpack.codec.xz import RawLzma2, Xz
 from qpack.codec.zstd import Zstd
 from qpack.errors import ConfigError, SetupError, UnsupportedError
 
 GROUP = "qpack.codecs"
-STDLIB = ("store", "lzma", "lzma-raw")
+STDLIB = ("store", "lzma", "lzma-raw", "rans")
 PRIVATE_IDS = range(0x80, 0x100)
 
-_BUILT_IN: tuple[Codec, ...] = (Store(), Xz(), RawLzma2(), Brotli(), Zstd())
+_STORE = Store()
+_BUILT_IN: tuple[Codec, ...] = (_STORE, Xz(), RawLzma2(), Brotli(), Zstd(), Rans())
 _allowed: dict[int, Codec] = {codec.id: codec for codec in _BUILT_IN}
 
 
@@ -83,6 +87,38 @@ def resolve(names: Sequence[str] | None, *, stdlib_only: bool = False) -> tuple[
     return tuple(sorted(chosen, key=lambda codec: codec.id))
 
 
+def byte_codecs(chosen: Sequence[Codec]) -> tuple[ByteCodec, ...]:
+    """Those of `chosen` that code bytes; `store` where there are none."""
+    return tuple(codec for codec in chosen if isinstance(codec, ByteCodec)) or (_STORE,)
+
+
+def integer_codec(chosen: Sequence[Codec]) -> Rans | None:
+    """The codec of `chosen` that codes integers as matrices, and alone exploits a trellis."""
+    return next((codec for codec in chosen if isinstance(codec, Rans)), None)
+
+
+def round_trip_works(codec: Codec) -> bool:
+    """Whether a little data comes back; `SetupError` where a package is missing."""
+    sample = b"qpack" * 100
+    if isinstance(codec, ByteCodec):
+        return codec.decode(codec.encode(sample), decoded_bytes=len(sample)) == sample
+    assert isinstance(codec, Rans)
+    matrix = np.frombuffer(sample, np.int8).reshape(20, 25)
+    (decoded,), _ = codec.decode_matrices(
+        codec.encode_matrices([matrix], [0]), [matrix.shape], matrix.dtype
+    )
+    return bool((decoded == matrix).all())
+
+
+def check_trellis(chosen: Sequence[Codec], states: int) -> None:
+    """Raise `ConfigError` for a trellis of `states` states that none of `chosen` would exploit."""
+    if states and integer_codec(chosen) is None:
+        raise ConfigError(
+            f"a trellis of {states} states needs the codec {Rans.name}, which alone exploits it",
+            hint=f"add {Rans.name} to the codecs, or set trellis = 0 in the recipe",
+        )
+
+
 def _plugins() -> tuple[EntryPoint, ...]:
     built_in = {codec.name for codec in _BUILT_IN}
     return tuple(entry for entry in entry_points(group=GROUP) if entry.name not in built_in)
@@ -94,7 +130,7 @@ def _load(entry: EntryPoint) -> Codec:
         codec = loaded() if isinstance(loaded, type) else loaded
     except Exception as error:  # a plugin's import may fail in any way
         raise SetupError(f"codec plugin {entry.name} ({entry.value}) is broken: {error}") from error
-    if not isinstance(codec, Codec) or codec.id not in PRIVATE_IDS or codec.name != entry.name:
+    if not isinstance(codec, ByteCodec) or codec.id not in PRIVATE_IDS or codec.name != entry.name:
         raise SetupError(
             f"codec plugin {entry.name} ({entry.value}) is not a codec of that name "
             "with an id from 0x80 to 0xFF"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpack.codec import filters
-from qpack.codec.base import Codec
+from qpack.codec.base import ByteCodec
 from qpack.codec.store import Store
 from qpack.progress import SILENT, Progress
 
@@ -44,6 +44,8 @@ class TypedStream:
     """filter ids that make sense for it; the first is the default"""
     matrices: tuple[tuple[int, int], ...] = ()
     """(rows, cols) of its members, for the transposing filters"""
+    trellis: tuple[int, ...] = ()
+    """states of the trellis of each member, 0 for none: for the codec of integers"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +76,7 @@ class Coded:
 @dataclass(frozen=True, slots=True)
 class _Job:
     index: int
-    codec: Codec
+    codec: ByteCodec
     filter: int
     sample: bool = False
 
@@ -93,7 +95,7 @@ class _Result:
 
 def encode_streams(
     streams: Sequence[TypedStream],
-    codecs: Sequence[Codec],
+    codecs: Sequence[ByteCodec],
     *,
     choices: Choices | None = None,
     progress: Progress = SILENT,
@@ -155,7 +157,7 @@ def _run(
 def _encode(stream: TypedStream, job: _Job) -> _Result:
     data = filters.forward(stream.array, job.filter, stream.matrices)
     if job.sample:
-        data = _sample(data)
+        data = sample(data, SAMPLE_BYTES)
     start = time.perf_counter()
     encoded = job.codec.encode(data)
     return _Result(job, encoded, len(data), time.perf_counter() - start)
@@ -165,9 +167,11 @@ def _input_bytes(stream: TypedStream, job: _Job) -> int:
     return min(SAMPLE_BYTES, stream.array.nbytes) if job.sample else stream.array.nbytes
 
 
-def _sample(data: bytes) -> bytes:
-    """`SAMPLE_PIECES` pieces, evenly spread, `SAMPLE_BYTES` together."""
-    piece = SAMPLE_BYTES // SAMPLE_PIECES
+def sample(data: bytes, num_bytes: int) -> bytes:
+    """`SAMPLE_PIECES` pieces, evenly spread, about `num_bytes` together; short data as it is."""
+    if len(data) <= num_bytes:
+        return data
+    piece = max(num_bytes // SAMPLE_PIECES, 1)
     last = len(data) - piece
     starts = (last * i // (SAMPLE_PIECES - 1) for i in range(SAMPLE_PIECES))
     return b"".join(data[start : start + piece] for start in starts)

@@ -15,7 +15,10 @@ from .test_pipeline import with_out
 def test_codecs(given: PackOptions, tmp_path: Path) -> None:
     table = bench_codecs(given.checkpoint)
     totals = {row["codec"]: row for row in table["rows"] if row["stream"] == "all"}
+    rans = totals.pop("rans")
     assert totals.keys() == {"store", "lzma", "lzma-raw", "brotli", "zstd"}
+    assert rans["elements"] == totals["store"]["elements"]
+    assert rans["bytes"] < 1.1 * totals["brotli"]["bytes"]
     for codec, total in totals.items():
         own = [row for row in table["rows"] if row["codec"] == codec and row["stream"] != "all"]
         assert total["bytes"] == sum(row["bytes"] for row in own)

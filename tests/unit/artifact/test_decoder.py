@@ -7,10 +7,11 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from qpack.artifact import decoder, pyz
+from qpack.artifact import decoder, pyz, unrans
 from tests.samples import artifact, small, varied
 
 SOURCE = pyz.decoder_source()
@@ -48,14 +49,25 @@ def test_nothing_dangerous_is_named() -> None:
     assert not (names | attributes) & FORBIDDEN
 
 
-def test_it_stays_small() -> None:
-    lines = SOURCE.decode("ascii").splitlines()
-    assert sum(1 for line in lines if line.strip()) <= 300
+@pytest.mark.parametrize(("half", "most"), [(decoder, 300), (unrans, 200)])
+def test_it_stays_small(half: ModuleType, most: int) -> None:
+    lines = Path(str(half.__file__)).read_text("ascii").splitlines()
+    assert sum(1 for line in lines if line.strip()) <= most
     assert max(map(len, lines)) <= 100
 
 
-def test_the_pyz_carries_it_byte_for_byte() -> None:
-    assert Path(decoder.__file__).read_bytes() == SOURCE
+def test_it_costs_little() -> None:
+    assert pyz.overhead_bytes() <= 10_000
+
+
+def test_the_pyz_carries_both_halves_byte_for_byte() -> None:
+    whole, part = (Path(str(half.__file__)).read_bytes() for half in (decoder, unrans))
+    before, after = whole.split(b"from qpack.artifact.unrans import inflate, rans\n")
+    assert SOURCE.startswith(before)
+    assert SOURCE.endswith(after)
+    assert SOURCE[len(before) : -len(after)] in part
+    assert b"import struct" in SOURCE[len(before) : -len(after)]
+    assert b"qpack.artifact" not in SOURCE
 
 
 @pytest.fixture
@@ -78,7 +90,9 @@ def test_it_says_what_the_file_is(model: Path, capsys: pytest.CaptureFixture[str
 def test_describing_needs_no_package(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"model.{form}"
     path.write_bytes(artifact(small(), form=form))
-    program = [str(path)] if form == "pyz" else [str(decoder.__file__), str(path)]
+    alone = tmp_path.parent / f"{form}_decoder.py"
+    alone.write_bytes(SOURCE)
+    program = [str(path)] if form == "pyz" else [str(alone), str(path)]
     command = [sys.executable, "-I", "-S", "-B", "-W", "error", *program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "'small'" in done.stdout

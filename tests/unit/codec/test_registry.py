@@ -47,7 +47,7 @@ def install(monkeypatch: pytest.MonkeyPatch, value: str, name: str = "reversed")
 
 def test_registered_ids() -> None:
     ids = {name: codec.id for name, codec in registry.codecs(plugins=False).items()}
-    assert ids == {"store": 0, "lzma": 1, "lzma-raw": 2, "brotli": 3, "zstd": 4}
+    assert ids == {"store": 0, "lzma": 1, "lzma-raw": 2, "brotli": 3, "zstd": 4, "rans": 5}
     for codec in registry.codecs().values():
         assert isinstance(codec, Codec)
         assert registry.by_id(codec.id) is codec
@@ -60,7 +60,7 @@ def test_unknown_id() -> None:
 
 def test_resolve_orders_by_id_and_drops_repeats() -> None:
     assert [c.name for c in registry.resolve(["zstd", "store", "zstd"])] == ["store", "zstd"]
-    assert [c.id for c in registry.resolve(None)] == [0, 1, 2, 3, 4]
+    assert [c.id for c in registry.resolve(None)] == [0, 1, 2, 3, 4, 5]
 
 
 def test_unknown_names_are_all_listed_with_suggestions() -> None:
@@ -114,3 +114,19 @@ def test_a_plugin_cannot_shadow_a_codec(monkeypatch: pytest.MonkeyPatch) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert registry.codecs()["brotli"].id == 3
+
+
+def test_codecs_of_bytes_and_of_integers() -> None:
+    every = registry.resolve(None)
+    assert [c.id for c in registry.byte_codecs(every)] == [0, 1, 2, 3, 4]
+    assert registry.integer_codec(every) is registry.by_id(5)
+    alone = registry.resolve(["rans"])
+    assert [c.name for c in registry.byte_codecs(alone)] == ["store"]
+    assert registry.integer_codec(registry.resolve(["brotli", "store"])) is None
+
+
+def test_a_trellis_needs_its_codec() -> None:
+    registry.check_trellis(registry.resolve(["rans"]), 8)
+    registry.check_trellis(registry.resolve(["brotli"]), 0)
+    with pytest.raises(ConfigError, match="trellis of 8 states needs the codec rans"):
+        registry.check_trellis(registry.resolve(["brotli"]), 8)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from qpack.codec import filters, select
-from qpack.codec.registry import resolve
+from qpack.codec.registry import byte_codecs, resolve
 from qpack.codec.select import TypedStream, encode_streams
 from qpack.codec.store import Store
 from qpack.errors import SetupError
+
+EVERY = byte_codecs(resolve(None))
 
 
 class Fake(Store):
@@ -78,9 +80,10 @@ def test_a_stream_of_the_sample_size_is_not_screened(monkeypatch: pytest.MonkeyP
 
 def test_the_sample_covers_both_ends() -> None:
     data = bytes(1) + bytes([1]) * (3 << 20) + bytes([2])
-    sample = select._sample(data)
+    sample = select.sample(data, select.SAMPLE_BYTES)
     assert len(sample) == select.SAMPLE_BYTES
     assert (sample[0], sample[-1]) == (0, 2)
+    assert select.sample(data, len(data)) == data
 
 
 def test_choices_are_reused_where_they_can_be() -> None:
@@ -93,12 +96,12 @@ def test_choices_are_reused_where_they_can_be() -> None:
 
 
 def test_an_empty_stream_is_stored() -> None:
-    coded, _ = encode_streams([stream(0)], resolve(["zstd"]))
+    coded, _ = encode_streams([stream(0)], byte_codecs(resolve(["zstd"])))
     assert (coded[0].codec, coded[0].filter, coded[0].data) == (0, 0, b"")
 
 
 def test_no_streams() -> None:
-    assert encode_streams([], resolve(None)) == ([], [])
+    assert encode_streams([], EVERY) == ([], [])
 
 
 def test_a_failing_codec_stops_everything() -> None:
@@ -141,9 +144,9 @@ def test_the_number_of_threads_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     streams = [stream(5000, "a"), stream(3000, "b")]
-    expected = [(c.data, c.codec, c.filter) for c in encode_streams(streams, resolve(None))[0]]
+    expected = [(c.data, c.codec, c.filter) for c in encode_streams(streams, EVERY)[0]]
     monkeypatch.setattr(select, "_num_threads", lambda: threads)
-    found = [(c.data, c.codec, c.filter) for c in encode_streams(streams, resolve(None))[0]]
+    found = [(c.data, c.codec, c.filter) for c in encode_streams(streams, EVERY)[0]]
     assert found == expected
 
 
