@@ -46,19 +46,23 @@ def round_column(
     bounds: tuple[int, ...],
     states: int,
 ) -> Tensor:
-    """Integers (batch, rows) as float32 on the device of `u`: the best path of each segment.
+    """Integers (batch, rows), float32 like `u`: the best path of each segment.
 
     `bounds` are the rows at which segments start, the first of them 0: each starts in state 0.
     Ties go to branch bit 0, at the end to the lowest state. The result does not depend on the
-    number of threads, which is torch's. Raises `SetupError` without numba.
+    number of threads, which is torch's, nor on the device. Raises `SetupError` without numba.
     """
+    if u.is_cuda:
+        from qpack.quant.tcq_cuda import search  # Triton comes with torch for CUDA alone
+
+        return search(u, shrink, bounds, states)
     out = np.empty(tuple(u.shape), np.float32)
     _Column(_array(u), _array(shrink), out, states).solve(_chunks(bounds, *out.shape))
-    return torch.from_numpy(out).to(u.device)
+    return torch.from_numpy(out)
 
 
 def _array(x: Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(x.detach().cpu().numpy())
+    return np.ascontiguousarray(x.detach().numpy())
 
 
 _Chunk = list[tuple[int, slice]]
@@ -162,7 +166,7 @@ def _lowest(cost: Any) -> int:
     return best
 
 
-def _links(states: int) -> tuple[int, int, int]:
+def links(states: int) -> tuple[int, int, int]:
     """half, odd, branch: state s' comes from state 2 t + p by branch b, where p = s' >= half and
     t = (s' mod half) ^ (p odd) ^ (b branch)."""
     h0, h1 = POLYNOMIALS[states]
@@ -171,7 +175,7 @@ def _links(states: int) -> tuple[int, int, int]:
 
 
 def _forward(states: int, nearest: Any, lowest: Any) -> Any:
-    half, odd, branch = _links(states)
+    half, odd, branch = links(states)
     unreached = np.float32(np.inf)
 
     def forward(u: Any, shrink: Any, chosen: Any) -> Any:
@@ -212,7 +216,7 @@ def _forward(states: int, nearest: Any, lowest: Any) -> Any:
 
 
 def _back(states: int, nearest: Any) -> Any:
-    half, odd, branch = _links(states)
+    half, odd, branch = links(states)
 
     def back(u: Any, shrink: Any, chosen: Any, state: int, out: Any) -> None:
         """Walk the path that ends in `state` from the last row to the first."""
