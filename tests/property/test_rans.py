@@ -14,7 +14,7 @@ from qpack.errors import CorruptError
 from qpack.trellis import STATES, obeys
 from tests.unit.codec.rans.samples import path
 
-EXAMPLES = 100
+EXAMPLES = 60
 SIZES = st.sampled_from([0, 1, 2, 3, 8, 33])
 STYLES = st.sampled_from(["constant", "extreme", "sparse", "normal", "uniform"])
 
@@ -60,7 +60,7 @@ def test_round_trip(drawn: Any) -> None:
         assert np.array_equal(before, after)
     assert (
         abs(estimate_bytes(matrices, trellis) - len(data))
-        <= 8 + 2 * (1 << data[0]) + len(data) // 50
+        <= 16 + 2 * (1 << data[0]) + len(data) // 50
     )
 
 

@@ -6,7 +6,6 @@ by those shapes, the segment and the format's limits; time by the steps that the
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from qpack.codec.base import damaged
 from qpack.codec.rans.lanes import STATE_LOW, Lanes, start_node
 from qpack.codec.rans.schedule import (
+    LANES_LOG_MAX,
     STEPS_MAX,
     Block,
     Span,
@@ -24,12 +24,9 @@ from qpack.codec.rans.schedule import (
     code_steps,
     num_steps,
 )
-from qpack.codec.rans.side import CLASSES_MAX, NAME, Side, unpack
-from qpack.codec.rans.tables import MARK, SCALE_BITS, decode_arrays
+from qpack.codec.rans.side import CLASSES_MAX, HEAD, NAME, Side, unpack
+from qpack.codec.rans.tables import SCALE_BITS, decode_arrays
 
-LANES_LOG_MAX = 16
-HEAD = struct.Struct("<BBII")
-"""log2 of the lanes, classes, stored and decoded bytes of the side block"""
 Codes = list[NDArray[np.int64]]
 
 
@@ -49,7 +46,7 @@ class _Decoder:
     def __init__(self, data: bytes, shapes: Sequence[tuple[int, int]], dtype: np.dtype) -> None:
         self.shapes, self.limit = shapes, int(np.iinfo(dtype).max)
         states, words, self.side, self.classes = _parse(data, len(shapes), self.limit)
-        entries, self.values = decode_arrays(self.side.tables)
+        entries, self.values = decode_arrays(self.side.tables, dtype)
         self.lanes = Lanes(states, words, entries)
         self.escaped = 0
         self.matrices = [np.empty(shape, dtype) for shape in shapes]
@@ -61,11 +58,12 @@ class _Decoder:
         for down, across in zip(rows, cols, strict=True):
             if len(down) and int(down.max()) + int(across.max()) >= self.classes:
                 raise damaged(NAME, "a class is out of bounds")
+            down *= 3 << SCALE_BITS
+            across *= 3 << SCALE_BITS
         for spans in batches(self.shapes, len(self.lanes.states)):
             nodes = self._nodes(spans)
             for block in blocks(spans, self.shapes):
                 index = classes(block, rows, cols)
-                index *= 3 << SCALE_BITS
                 self.lanes.run(index, None if nodes is None else nodes[: block.lanes])
                 self._place(block, index)
         self.lanes.finish()
@@ -96,7 +94,7 @@ class _Decoder:
     def _place(self, block: Block, index: NDArray[np.int64]) -> None:
         """Look up what was decoded, `index` (steps, lanes), and put it into the matrices."""
         found = self.values.take(index, mode="clip")
-        marked = np.flatnonzero(found == MARK)
+        marked = np.flatnonzero(found == np.iinfo(found.dtype).min)
         if len(marked):
             found.reshape(-1)[marked] = self._escapes(index.reshape(-1)[marked])
         for span in block.spans:

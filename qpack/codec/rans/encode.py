@@ -12,26 +12,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qpack.codec.rans.classes import fit
-from qpack.codec.rans.decode import HEAD, LANES_LOG_MAX
+from qpack.codec.rans.classes import choose
 from qpack.codec.rans.lanes import STATE_LOW, WORD_BITS
-from qpack.codec.rans.model import Coding, Matrix, coding
+from qpack.codec.rans.model import Coding, Matrix, slots
 from qpack.codec.rans.schedule import (
-    STEPS_MAX,
     Block,
     batches,
     blocks,
     classes,
     code_steps,
-    num_steps,
+    num_lanes,
 )
-from qpack.codec.rans.side import NAME, Side, pack
+from qpack.codec.rans.side import HEAD, Side, pack
 from qpack.codec.rans.tables import SCALE_BITS, Table
-from qpack.errors import TooLargeError
 
-LANES_LOG_USUAL = 11
-SYMBOLS_PER_LANE = 8192
-"""A lane costs 3 bytes; more lanes than 2^11 gain little speed."""
 _TOP, _WORD = np.array(32 - SCALE_BITS, np.uint32), np.array(STATE_LOW - 1, np.uint32)
 _WORD_BITS, _SCALE_BITS = np.array(WORD_BITS, np.uint32), np.array(SCALE_BITS, np.uint32)
 NONE = np.empty(0, np.int64)
@@ -43,8 +37,7 @@ def encode(matrices: Sequence[Matrix], trellis: Sequence[int]) -> bytes:
     `trellis` has the states of each matrix's trellis, which its integers obey; 0 for none. Raises
     `TooLargeError` for integers that are spread too widely for tables.
     """
-    rows, cols = fit(matrices, trellis)
-    plan = coding(matrices, trellis, rows, cols)
+    plan = choose(matrices, trellis)
     lanes = num_lanes([matrix.shape for matrix in matrices])
     coder = _Encoder(plan, lanes)
     coder.run()
@@ -53,23 +46,6 @@ def encode(matrices: Sequence[Matrix], trellis: Sequence[int]) -> bytes:
     words = np.concatenate([*reversed(coder.words), np.empty(0, np.uint32)])
     head = HEAD.pack(lanes.bit_length() - 1, plan.classes, len(side), decoded_bytes)
     return head + side + coder.states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
-
-
-def num_lanes(shapes: Sequence[tuple[int, int]]) -> int:
-    """A power of two: as many lanes as keep numpy busy and cost next to nothing.
-
-    More where the steps would be over the format's limit; raises `TooLargeError` if nothing helps.
-    """
-    symbols = sum(rows * cols for rows, cols in shapes)
-    columns = sum(cols for rows, cols in shapes if rows)
-    most = max(1, min(symbols // SYMBOLS_PER_LANE, columns, 1 << LANES_LOG_USUAL))
-    for log in range(most.bit_length() - 1, LANES_LOG_MAX + 1):
-        if num_steps(shapes, 1 << log) <= STEPS_MAX:
-            return 1 << log
-    raise TooLargeError(
-        f"{NAME}: {symbols} integers take more than {STEPS_MAX} steps",
-        hint="a matrix has too many rows for it; store the integers with another codec",
-    )
 
 
 class _Encoder:
@@ -85,7 +61,7 @@ class _Encoder:
         """Encode everything: batches from the last to the first, then the codes."""
         shapes = [matrix.shape for matrix in self.plan.matrices]
         spans = list(batches(shapes, len(self.states)))
-        frequency, start, escaped = _slots(self.plan)
+        frequency, start, escaped = slots(self.plan)
         for batch in reversed(spans):
             for block in reversed(list(blocks(batch, shapes))):
                 place = self._gather(block)
@@ -96,7 +72,7 @@ class _Encoder:
             self._push_codes(np.concatenate([*codes, NONE]), self.plan.tables[axis - 2])
 
     def _gather(self, block: Block) -> NDArray[np.int64]:
-        """Where the symbols of a block (steps, lanes) are in the arrays of `_slots`."""
+        """Where the symbols of a block (steps, lanes) are in the arrays of `slots`."""
         width = self.plan.counts.shape[1]
         place = classes(block, self.plan.rows, self.plan.cols)
         place *= 2 * width
@@ -133,27 +109,3 @@ class _Encoder:
             place = codes[step][None, :] - table.lowest
             frequency = table.frequencies[place].astype(np.uint32)
             self._push(frequency, start[place].astype(np.uint32))
-
-
-def _slots(plan: Coding) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.bool_]]:
-    """Frequency and start of the integers as they are laid out in `plan.counts`, and whether they
-    are escaped."""
-    classes, width = plan.classes, plan.counts.shape[1]
-    m = np.arange(plan.lowest, plan.lowest + width)
-    shape = (classes, 2, width)
-    frequency, start = np.zeros(shape, np.uint32), np.zeros(shape, np.uint32)
-    escaped = np.zeros(shape, np.bool_)
-    for index in range(3 * classes):
-        table = plan.tables[index]
-        if not table.used:
-            continue
-        which, kind = divmod(index, 3)
-        here = m & 1 == kind - 1 if kind else np.ones(width, np.bool_)
-        symbol = m[here] >> 1 if kind else m
-        place = table.places(symbol)
-        starts = np.cumsum(table.frequencies) - table.frequencies
-        trellis = min(kind, 1)
-        frequency[which, trellis, here] = table.frequencies[place]
-        start[which, trellis, here] = starts[place]
-        escaped[which, trellis, here] = place >= table.listed
-    return frequency.reshape(-1), start.reshape(-1), escaped.reshape(-1)

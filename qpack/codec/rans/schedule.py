@@ -15,11 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qpack.codec.rans.side import NAME
+from qpack.errors import TooLargeError
+
 BLOCK_SYMBOLS = 1 << 17
 """Symbols at most in a block, of several steps: what is prepared at once stays in the cache."""
 
 STEPS_MAX = 1 << 20
 """Steps of a segment: the format's limit, as each takes time however few bits it needs."""
+LANES_LOG_MAX = 16
+LANES_LOG_USUAL = 11
+SYMBOLS_PER_LANE = 8192
+"""A lane costs 3 bytes; more lanes than 2^11 gain little speed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,7 @@ def blocks(spans: tuple[Span, ...], shapes: Sequence[tuple[int, int]]) -> Iterat
 def classes(
     block: Block, rows: Sequence[NDArray[np.int64]], cols: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.int64]:
-    """Class of each symbol (steps, lanes): row code plus column code."""
+    """Class of each symbol (steps, lanes), row code plus column code, in units of the codes."""
     out = np.empty((block.last - block.first, block.lanes), np.int64)
     for span in block.spans:
         down, across = rows[span.member][block.steps], cols[span.member][span.columns]
@@ -125,3 +132,20 @@ def num_steps(shapes: Sequence[tuple[int, int]], lanes: int) -> int:
         steps += rows * begun
         lane += cols
     return steps
+
+
+def num_lanes(shapes: Sequence[tuple[int, int]]) -> int:
+    """A power of two: as many lanes as keep numpy busy and cost next to nothing.
+
+    More where the steps would be over the format's limit; raises `TooLargeError` if nothing helps.
+    """
+    symbols = sum(rows * cols for rows, cols in shapes)
+    columns = sum(cols for rows, cols in shapes if rows)
+    most = max(1, min(symbols // SYMBOLS_PER_LANE, columns, 1 << LANES_LOG_USUAL))
+    for log in range(most.bit_length() - 1, LANES_LOG_MAX + 1):
+        if num_steps(shapes, 1 << log) <= STEPS_MAX:
+            return 1 << log
+    raise TooLargeError(
+        f"{NAME}: {symbols} integers take more than {STEPS_MAX} steps",
+        hint="a matrix has too many rows for it; store the integers with another codec",
+    )

@@ -7,6 +7,7 @@ What is read is checked here: a block that is accepted holds tables that can be 
 
 from __future__ import annotations
 
+import struct
 import zlib
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from qpack.errors import CorruptError, TooLargeError
 from qpack.trellis import STATES
 
 NAME = "rans"
+HEAD = struct.Struct("<BBII")
+"""What a segment starts with: log2 of the lanes, classes, stored and decoded bytes of the block."""
 SIDE_BYTES_MAX = 1 << 20
 CLASSES_MAX = CODES_MAX = 64
 VARINT_BYTES_MAX = 5

@@ -16,16 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+Values = NDArray[np.signedinteger]
 SCALE_BITS = 14
 SCALE = 1 << SCALE_BITS
 LISTED_MAX = 8192
 """Most symbols that the encoder lists in a table; the format has no such limit."""
 CELL_BITS, EMPTY_CELL_BITS, ESCAPE_BITS = 10.0, 2.0, 10.0
 """What the encoder takes a listed symbol, a listed one that never occurs and an escape to cost."""
-MARK = -(1 << 15)
-"""What an escape, or a slot of a table that is not used, is decoded to before it is looked at."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,17 +125,19 @@ def code_bits(table: Table, lowest: int, counts: NDArray[np.int64]) -> float:
 
 def _window(counts: NDArray[np.int64]) -> tuple[int, int]:
     """First and last symbol to list: the cheapest of those windows that hold all counts above t."""
-    peak = int(counts.max())
-    best, choice, threshold = np.inf, (0, 0), 0
-    while threshold < peak:
-        frequent = np.flatnonzero(counts > threshold)
+    places = np.flatnonzero(counts)
+    found = counts[places]
+    best, choice, threshold = np.inf, None, 0
+    while threshold < found.max():
+        frequent = np.flatnonzero(found > threshold)
         first, last = int(frequent[0]), int(frequent[-1])
-        if last - first < LISTED_MAX:
-            cost = _window_bits(counts, first, last)
+        span = int(places[last] - places[first]) + 1
+        if span <= LISTED_MAX:
+            cost = _window_bits(found, first, last, span)
             if cost < best:
-                best, choice = cost, (first, last)
+                best, choice = cost, (int(places[first]), int(places[last]))
         threshold += 1 + threshold // 4
-    return choice if best < np.inf else _middle(counts)
+    return choice or _middle(counts)
 
 
 def _middle(counts: NDArray[np.int64]) -> tuple[int, int]:
@@ -147,32 +148,33 @@ def _middle(counts: NDArray[np.int64]) -> tuple[int, int]:
     return int(found[0]), int(found[-1])
 
 
-def _window_bits(counts: NDArray[np.int64], first: int, last: int) -> float:
-    """Estimated cost of listing `first` to `last` and escaping the rest.
+def _window_bits(found: NDArray[np.int64], first: int, last: int, span: int) -> float:
+    """Estimated cost of listing a window of `span` symbols and escaping the rest.
 
-    A share p of the slots costs -log2 p bits; none is below one slot.
+    `found` are the counts of the symbols that occur, `first` to `last` are in the window. A share
+    p of the slots costs -log2 p bits; none is below one slot.
     """
-    listed = counts[first : last + 1]
-    empty = int((listed == 0).sum())
-    total = int(counts.sum())
+    listed, total = found[first : last + 1], int(found.sum())
     escaped = total - int(listed.sum())
-    found = np.append(listed[listed > 0], escaped) if escaped else listed[listed > 0]
-    share = np.maximum(found / total, 1 / SCALE)
-    code = -float((found * np.log2(share / share.sum())).sum())
-    cells = CELL_BITS * (len(listed) - empty) + EMPTY_CELL_BITS * empty
+    coded = np.append(listed, escaped) if escaped else listed
+    share = np.maximum(coded / total, 1 / SCALE)
+    code = -float((coded * np.log2(share / share.sum())).sum())
+    cells = CELL_BITS * len(listed) + EMPTY_CELL_BITS * (span - len(listed))
     return code + cells + (ESCAPE_BITS + 1) * escaped
 
 
-def decode_arrays(tables: Sequence[Table]) -> tuple[NDArray[np.uint32], NDArray[np.int16]]:
+def decode_arrays(tables: Sequence[Table], dtype: DTypeLike) -> tuple[NDArray[np.uint32], Values]:
     """What each slot of each table stands for, at [table << 14 | slot]: its entry and its value.
 
     An entry is `frequency << 15 | (slot - start) << 1 | branch bit`. A value is the integer m, or
-    the class code, or `MARK`. A table that is not used has entries 0, so that what comes of them
-    stays in bounds and is found afterwards. Tables are in the order of the format: three of each
-    class, then the two of class codes.
+    the class code, in `dtype`; the least of `dtype`, which is no integer of the format, stands for
+    an escape and for a table that is not used. Entries of the latter are 0, so that what comes of
+    them stays in bounds and is found afterwards. Tables are in the order of the format: three of
+    each class, then the two of class codes.
     """
+    mark = np.iinfo(dtype).min
     entries = np.zeros(len(tables) << SCALE_BITS, np.uint32)
-    values = np.full(len(tables) << SCALE_BITS, MARK, np.int16)
+    values = np.full(len(tables) << SCALE_BITS, mark, dtype)
     for index, table in enumerate(tables):
         if not table.used:
             continue
@@ -182,7 +184,7 @@ def decode_arrays(tables: Sequence[Table]) -> tuple[NDArray[np.uint32], NDArray[
         meaning = 2 * symbols + kind - 1 if kind else symbols.copy()
         if table.escapes:
             symbols[-2:] = 0, 1
-            meaning[-2:] = MARK
+            meaning[-2:] = mark
         bias = np.arange(SCALE) - np.repeat(np.cumsum(f) - f, f)
         part = slice(index << SCALE_BITS, (index + 1) << SCALE_BITS)
         entries[part] = np.repeat(f << 15 | symbols & 1, f) | bias << 1
