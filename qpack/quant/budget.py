@@ -30,7 +30,7 @@ SLACK = 5e-4
 AIM = 2e-4
 """Share of the budget left free when aiming; doubles with each overshoot."""
 
-PATIENCE, ENOUGH_USE = 5, 0.999
+PATIENCE, ENOUGH_USE = 4, 0.998
 """From this real probe on, one that uses ENOUGH_USE ends the search: noise may allow no better."""
 
 CLOSE = 0.03
@@ -267,7 +267,7 @@ class _Probes:
             u = min(max(_on_line(low, high, target), low[0] + margin), high[0] - margin)
             return self.value_at(u)
         near = sorted(real, key=lambda p: abs(p[1] - target))[:2]
-        if len(near) == 2 and abs(near[0][0] - near[1][0]) <= NEAR and near[0][1] != near[1][1]:
+        if len(near) == 2 and abs(near[0][0] - near[1][0]) <= NEAR and _rises(near[0], near[1]):
             u = _on_line(near[0], near[1], target)
         else:
             u = self.fineness(self.solve(target / self.ratio))
@@ -322,6 +322,11 @@ class _Probes:
             reason=reason,
             probes=tuple(self.log),
         )
+
+
+def _rises(first: tuple[float, int], second: tuple[float, int]) -> bool:
+    """Whether the finer of two (fineness, bytes) points is larger: a codec's noise may hide it."""
+    return (second[1] - first[1]) * (second[0] - first[0]) > 0
 
 
 def _on_line(first: tuple[float, int], second: tuple[float, int], size: float) -> float:

@@ -80,6 +80,12 @@ class Corrections:
         self.scales = {key: torch.ones_like(u) for key, u in self._start.items()}
         self.moves = {k: torch.zeros_like(u).requires_grad_() for k, u in self._start.items()}
 
+    def reset(self) -> None:
+        """Back to where it started."""
+        with torch.no_grad():
+            for move in self.moves.values():
+                move.zero_()
+
     @property
     def are_finite(self) -> bool:
         """Whether no move has left all bounds."""

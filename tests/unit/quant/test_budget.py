@@ -124,3 +124,19 @@ def test_a_codec_far_above_the_entropy_is_no_excuse(name: str) -> None:
     """Whatever the estimate says, nothing over the budget is returned."""
     with pytest.raises(BudgetError, match="65,000"):
         search(Knob(name=name), 25_000, estimate=lambda v: 10_000, encode=lambda v: 65_000)
+
+
+def test_a_small_file_whose_size_jumps_ends_near_its_budget() -> None:
+    """Coarser steps can give a larger file; two such sizes are no line to follow."""
+
+    def estimate(k: float) -> int:
+        return 5_000 + int(43_000 * math.log2(100 / k) / 8)
+
+    def encode(k: float) -> int:
+        jump = random.Random(round(100 * math.log2(k))).randint(-250, 250)
+        return estimate(k) + jump
+
+    for budget in range(15_000, 40_000, 500):
+        knob = Knob(name="k")
+        result = search(knob, budget, estimate=estimate, encode=encode, num_weights=43_000)
+        assert 0.96 * budget <= result.num_bytes <= budget, budget

@@ -116,10 +116,21 @@ def test_it_ends_early_where_nothing_gets_better(net: Net, monkeypatch: pytest.M
     assert [steps for steps, _ in tuned.measured] == [0, 10, 20, 30, 40]
 
 
+def test_a_rate_that_makes_things_worse_gives_way(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tune(coarse(net), tuning(net))
+    monkeypatch.setattr(module, "RATES", (5.0, *module.RATES))
+    tuned = tune(coarse(net), tuning(net))
+    assert tuned.contents != coarse(net)
+    assert [steps for steps, _ in tuned.measured][:4] == [0, 3, 3, 6]
+    assert tuned.measured[2:] == good.measured[1:], "the same as if it had never been tried"
+
+
 def test_a_tuning_that_diverges_returns_what_it_was_given(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RATE", 1e4)
+    monkeypatch.setattr(module, "RATES", (1e4, 1e8))
     given = coarse(net)
     tuned = tune(given, tuning(net))
     assert tuned.contents is given and tuned.after == tuned.before
