@@ -37,8 +37,8 @@ def encode(matrices: Sequence[Matrix], trellis: Sequence[int]) -> bytes:
     `trellis` has the states of each matrix's trellis, which its integers obey; 0 for none. Raises
     `TooLargeError` for integers that are spread too widely for tables.
     """
-    plan = choose(matrices, trellis)
     lanes = num_lanes([matrix.shape for matrix in matrices])
+    plan = choose(matrices, trellis)
     coder = _Encoder(plan, lanes)
     coder.run()
     escapes = np.concatenate([*reversed(coder.escapes), NONE])
