@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,8 @@ from qpack.trellis import POLYNOMIALS
 REBASE_ROWS = 16
 """Rows after which the least cost is subtracted from all."""
 
-CHUNK_ROWS = 4096
-"""Rows that a thread takes at once: some 0.1 ms of work, far more than it costs to take them."""
+CHUNK_ROWS = 2048
+"""Rows that a thread takes at once: tens of microseconds of work, well above the cost of taking."""
 
 
 def round_column(
@@ -57,7 +58,9 @@ def round_column(
 
         return search(u, shrink, bounds, states)
     out = np.empty(tuple(u.shape), np.float32)
-    _Column(_array(u), _array(shrink), out, states).solve(_chunks(bounds, *out.shape))
+    starts = np.array((*bounds, u.shape[1]), np.int64)
+    column = _Column(_array(u), _array(shrink), out, starts, states)
+    column.solve(_chunks((*bounds, u.shape[1]), len(u)))
     return torch.from_numpy(out)
 
 
@@ -65,22 +68,18 @@ def _array(x: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(x.detach().numpy())
 
 
-_Chunk = list[tuple[int, slice]]
-"""Segments that one thread takes together: the batch entry and its rows."""
-
-
-def _chunks(bounds: tuple[int, ...], batch: int, rows: int) -> list[_Chunk]:
-    """All segments, in groups of at least `CHUNK_ROWS` rows but for the last."""
-    out: list[_Chunk] = [[]]
-    waiting = 0
-    for entry in range(batch):
-        for begin, end in zip(bounds, (*bounds[1:], rows), strict=True):
-            if waiting >= CHUNK_ROWS:
-                out.append([])
-                waiting = 0
-            out[-1].append((entry, slice(begin, end)))
-            waiting += end - begin
-    return out
+@lru_cache(maxsize=64)
+def _chunks(starts: tuple[int, ...], batch: int) -> tuple[range, ...]:
+    """All segments, numbered through the batch, in groups of at least `CHUNK_ROWS` rows each but
+    for the last."""
+    lengths = [end - begin for begin, end in pairwise(starts)] * batch
+    cuts, rows = [0], 0
+    for number, length in enumerate(lengths):
+        if rows >= CHUNK_ROWS:
+            cuts.append(number)
+            rows = 0
+        rows += length
+    return tuple(range(first, last) for first, last in pairwise((*cuts, len(lengths))))
 
 
 class _Column:
@@ -89,12 +88,12 @@ class _Column:
     Threads of our own, as numba's wait for each other even where one has nothing to do.
     """
 
-    def __init__(self, u: Any, shrink: Any, out: Any, states: int) -> None:
-        self._arrays = u, shrink, out
+    def __init__(self, u: Any, shrink: Any, out: Any, starts: Any, states: int) -> None:
+        self._arrays = u, shrink, out, starts
         self._search = _search(states)
-        self._waiting: deque[_Chunk] = deque()
+        self._waiting: deque[range] = deque()
 
-    def solve(self, chunks: list[_Chunk]) -> None:
+    def solve(self, chunks: tuple[range, ...]) -> None:
         self._waiting.extend(chunks)
         helpers = min(torch.get_num_threads(), len(chunks)) - 1
         helping = [_pool(helpers).submit(self._drain) for _ in range(helpers)]
@@ -104,14 +103,12 @@ class _Column:
                 future.result()
 
     def _drain(self) -> None:
-        u, shrink, out = self._arrays
         while True:
             try:
                 chunk = self._waiting.popleft()
             except IndexError:
                 return
-            for entry, rows in chunk:
-                self._search(u[entry, rows], shrink[entry, rows], out[entry, rows])
+            self._search(*self._arrays, chunk.start, chunk.stop)
 
 
 @cache
@@ -121,17 +118,24 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @cache
 def _search(states: int) -> Any:
-    """The compiled search of one segment: u, shrink, out, each (rows,) float32 and contiguous."""
+    """The compiled search: u, shrink, out (batch, rows); starts (segments + 1,); which segments."""
     njit = _njit()
     nearest = njit(_nearest)
     forward = njit(_forward(states, nearest, njit(_lowest)))
     back = njit(_back(states, nearest))
 
-    def search(u: Any, shrink: Any, out: Any) -> None:
-        chosen = np.empty(len(u), np.uint64)
-        back(u, shrink, chosen, forward(u, shrink, chosen), out)
+    def search(u: Any, shrink: Any, out: Any, starts: Any, first: int, last: int) -> None:
+        segments = len(starts) - 1
+        chosen = np.empty(u.shape[1], np.uint64)
+        for number in range(first, last):
+            entry, part = number // segments, number % segments
+            begin, end = starts[part], starts[part + 1]
+            values, weights = u[entry, begin:end], shrink[entry, begin:end]
+            state = forward(values, weights, chosen)
+            back(values, weights, chosen, state, out[entry, begin:end])
 
-    return njit("void(float32[::1], float32[::1], float32[::1])", nogil=True)(search)
+    matrix = "float32[:, ::1]"
+    return njit(f"void({matrix}, {matrix}, {matrix}, int64[::1], int64, int64)", nogil=True)(search)
 
 
 def _njit() -> Any:
