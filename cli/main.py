@@ -24,6 +24,7 @@ from .pack import pack
 from .presets import presets
 from .run import run
 from .settings import ProgressMode, Settings
+from .sweep import sweep
 from .train import train
 from .unpack import unpack
 from .verify import verify
@@ -63,6 +64,7 @@ def build() -> Any:
     register(app, "verify", verify, panel=READ)
     register(app, "unpack", unpack, panel=READ)
     register(app, "eval", evaluate, panel=MEASURE)
+    register(app, "sweep", sweep, panel=MEASURE)
     bench = typer.Typer(no_args_is_help=True, help="Compare codecs, or bit widths.")
     register(bench, "codecs", bench_codecs)
     register(bench, "bits", bench_bits)

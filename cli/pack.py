@@ -72,13 +72,17 @@ def pack(  # noqa: PLR0913  one parameter an option
         int, typer.Option(min=1, help="Tokens of context in a window.", rich_help_panel=DATA)
     ] = 1024,
     recipe: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Rules for each tensor, TOML.", rich_help_panel=QUANTIZE),
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Rules for each tensor: default, record or a TOML file.",
+            rich_help_panel=QUANTIZE,
+        ),
     ] = None,
     knob: Annotated[
         str | None,
         typer.Option(
-            help="What the search turns: k, qmax or qmax-floor; if not given, the recipe's.",
+            help="What the search turns: c, k, qmax or qmax-floor; if not given, the recipe's.",
             rich_help_panel=QUANTIZE,
         ),
     ] = None,
@@ -90,6 +94,15 @@ def pack(  # noqa: PLR0913  one parameter an option
         Path | None,
         typer.Option(metavar="FILE", help="Keep the statistics.", rich_help_panel=QUANTIZE),
     ] = None,
+    tune: Annotated[
+        int,
+        typer.Option(
+            metavar="STEPS",
+            min=0,
+            help="Train steps and small tensors after the search; 100 is a start.",
+            rich_help_panel=QUANTIZE,
+        ),
+    ] = 0,
     codecs: Annotated[
         str | None,
         typer.Option(
@@ -146,6 +159,7 @@ def pack(  # noqa: PLR0913  one parameter an option
         calib=None if calib == "self" else Path(calib),
         calib_tokens=calib_tokens,
         sens_tokens=sens_tokens,
+        tune=tune,
         val=val,
         val_tokens=val_tokens,
         window=window,

@@ -18,7 +18,7 @@ from qpack.artifact.minify import pack_code
 from qpack.artifact.writer import form_of
 from qpack.checkpoint import Checkpoint, build_model, check_finite, fingerprint, read_model
 from qpack.codec.base import Codec
-from qpack.codec.registry import resolve
+from qpack.codec.registry import check_trellis, resolve
 from qpack.device import choose
 from qpack.errors import (
     CalibrationError,
@@ -30,7 +30,7 @@ from qpack.errors import (
 from qpack.options import PackOptions
 from qpack.quant.plan import Plan, classify, make_plan
 from qpack.quant.statistics import Statistics, load_statistics
-from qpack.recipe import read_recipe
+from qpack.recipe import read_recipe, recipe_path
 from qpack.tensors import EmbeddedFile
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import check_vocab, read_shard, sha256_file
@@ -79,6 +79,7 @@ def read_inputs(options: PackOptions) -> Inputs:
     device, reason = choose(options.device)
     recipe = read_recipe(options.recipe)
     recipe = recipe.with_knob(options.knob) if options.knob else recipe
+    check_trellis(codecs, recipe.trellis)
     checkpoint = read_model(options.checkpoint)
     check_finite(checkpoint.tensors)
     tokenizer = Tokenizer.load(options.tokenizer)
@@ -124,6 +125,7 @@ def check_options(options: PackOptions) -> None:
             ("budget", options.budget_bytes, 1),
             ("calib-tokens", options.calib_tokens, 1),
             ("sens-tokens", options.sens_tokens, 1),
+            ("tune", options.tune, 0),
             ("val-tokens", options.val_tokens, 1),
             ("window", options.window, 1),
         )
@@ -139,7 +141,7 @@ def check_options(options: PackOptions) -> None:
             hint=f"--report {options.report.with_suffix('.json')}",
         )
     asked = (options.out, options.save_stats, *report_paths(options.report))
-    recipe = options.recipe if isinstance(options.recipe, Path) else None
+    recipe = recipe_path(options.recipe) if isinstance(options.recipe, str | Path) else None
     inputs = (options.checkpoint, options.tokenizer, options.calib, options.val, recipe)
     check_outputs(
         [path for path in asked if path is not None],

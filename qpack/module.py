@@ -18,7 +18,7 @@ from qpack.artifact.reader import read
 from qpack.artifact.writer import form_of
 from qpack.checkpoint import check_finite, fingerprint
 from qpack.choose import Judge
-from qpack.codec.registry import resolve
+from qpack.codec.registry import check_trellis, resolve
 from qpack.errors import CheckpointError, ConfigError
 from qpack.inputs import check_outputs
 from qpack.produce import Product, Target, produce
@@ -26,7 +26,8 @@ from qpack.progress import SILENT, Progress
 from qpack.quant.calibrate import Sensing, collect
 from qpack.quant.fisher import Likelihood
 from qpack.quant.plan import Plan, classify, make_plan, untied
-from qpack.recipe import Recipe, default_recipe, load_recipe
+from qpack.quant.tune import Tuning, check_tuning
+from qpack.recipe import Recipe, default_recipe, read_recipe
 from qpack.report.build import product_sections, run_sections
 from qpack.stages import RunLog
 from qpack.torch_tensors import check_dtypes, to_torch
@@ -35,7 +36,7 @@ HELD_OUT_SHARE = 8
 """One of so many calibration batches is held out."""
 
 
-def pack(
+def pack(  # noqa: PLR0913  one parameter an option
     module: nn.Module,
     *,
     calibration: Iterable[Tensor],
@@ -45,6 +46,7 @@ def pack(
     knob: str | None = None,
     validation: Iterable[Tensor] | None = None,
     likelihood: Likelihood = "gaussian",
+    tune: int = 0,
     codecs: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
@@ -56,7 +58,9 @@ def pack(
     axis the examples; without `validation` the output error is measured on the calibration
     batches. `likelihood` says what outputs are: plain values (`gaussian`), whose squared error
     counts, or logits along the last axis (`categorical`), whose distribution counts; the report
-    then has the mean KL of a place as well. Runs on the module's device and leaves the module as
+    then has the mean KL of a place as well. `tune` is the number of steps for which row steps,
+    column steps and small tensors are trained once the integers fit; the last eighth of the
+    batches judges it, so give at least eight. Runs on the module's device and leaves the module as
     it was. `metadata` is stored.
     Raises `QpackError`: everything is checked before the first slow step.
     """
@@ -68,6 +72,7 @@ def pack(
     _check_request(path, budget, force=force)
     plan = _make_plan(module, tensors, aliases, recipe, knob)
     chosen = resolve(codecs, stdlib_only=False)
+    check_trellis(chosen, plan.recipe.trellis)
     for warning in plan.warnings:
         log.warn(warning)
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
@@ -79,6 +84,12 @@ def pack(
             calibration[: len(calibration) - apart],
             calibration[-apart or len(calibration) :],
         )
+        tuning = None
+        if tune:
+            tuning = Tuning(
+                model=module, batches=fitted, held_out=held_out, steps=tune, likelihood=likelihood
+            )
+            check_tuning(tuning)
         statistics = collect(
             module,
             fitted,
@@ -97,6 +108,7 @@ def pack(
         device=device,
         log=log,
         judge=Judge(model=module, held_out=held_out, likelihood=likelihood),
+        tuning=tuning,
     )
     with log.measured("score"):
         error = output_error(module, product, validation, device)
@@ -179,7 +191,7 @@ def _make_plan(
     if recipe is None:
         recipe = default_recipe()
     elif not isinstance(recipe, Recipe):
-        recipe = load_recipe(Path(recipe))
+        recipe = read_recipe(recipe)
     return make_plan(tensors, classify(module), aliases, recipe.with_knob(knob) if knob else recipe)
 
 

@@ -25,16 +25,18 @@ class PackOptions:
     """an eighth of them, at most `qpack.inputs.HELD_OUT_TOKENS`, is kept apart to judge by"""
     sens_tokens: int = 16_384
     """the first so many of them also get a backward pass, for output sensitivities"""
+    tune: int = 0
+    """steps of tuning after the budget search, on the same tokens; 0: none"""
     val: Path | None = None
     """None: the tokens of the calibration shard after the calibrated ones"""
     val_tokens: int = 32_768
     """targets scored"""
     window: int = 1_024
     """tokens a window, for calibration and for scoring"""
-    recipe: Path | Mapping[str, Any] | None = None
-    """a file, or its tables; None: the default recipe"""
+    recipe: str | Path | Mapping[str, Any] | None = None
+    """a name, a file, or its tables; None: the default recipe"""
     knob: str | None = None
-    """`k`, `qmax` or `qmax-floor`; None: the recipe's"""
+    """`c`, `k`, `qmax` or `qmax-floor`; None: the recipe's"""
     codecs: tuple[str, ...] | None = None
     """names to choose from; None: all that are installed"""
     stdlib_codecs: bool = False

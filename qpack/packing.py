@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from qpack.sections import Section
+from qpack.recipe import builtin_names
+from qpack.sections import NotPaths, Section
 
 AnyPath = Annotated[Path, Field(strict=False)]
 
@@ -20,9 +21,9 @@ class PackSection(Section):
     """Bytes of the whole file, decoder included."""
     form: Literal["pyz", "qpk"] = "pyz"
     """With its decoder, or data alone."""
-    recipe: AnyPath | Mapping[str, Any] | None = None
-    """A recipe file, or its tables inline; none: the default recipe."""
-    knob: Literal["k", "qmax", "qmax-floor"] | None = None
+    recipe: Annotated[AnyPath | Mapping[str, Any] | None, NotPaths(builtin_names())] = None
+    """A recipe's name or file, or its tables inline; none: the recipe `default`."""
+    knob: Literal["c", "k", "qmax", "qmax-floor"] | None = None
     """What the budget search turns; none: the recipe's."""
     codecs: tuple[str, ...] | None = Field(default=None, strict=False)
     """Codecs to choose from; none: all that are installed."""
@@ -31,6 +32,9 @@ class PackSection(Section):
     calib_tokens: Annotated[int, Field(ge=1)] = 65_536
     sens_tokens: Annotated[int, Field(ge=1)] = 16_384
     """The first so many of them get a backward pass too, for output sensitivities."""
+    tune: Annotated[int, Field(ge=0)] = 0
+    """Steps of tuning: row and column steps and small tensors are trained after the budget search,
+    the integers stay."""
     val_tokens: Annotated[int, Field(ge=1)] = 131_072
     """Targets scored for the report; all, if there are fewer."""
     window: Annotated[int, Field(ge=1)] | None = None

@@ -37,6 +37,7 @@ from qpack.quant.budget import search
 from qpack.quant.calibrate import Sensing, collect
 from qpack.quant.engine import Quantizer
 from qpack.quant.statistics import Statistics, save_statistics
+from qpack.quant.tune import Tuning, check_tuning
 from qpack.report import markdown
 from qpack.report.build import build_report
 from qpack.stages import RunLog
@@ -61,6 +62,7 @@ def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
             uncalibrated_fitter(inputs, log).check_floor(options.budget_bytes)
         with log.measured("calibrate"):
             batches, held_out = calibration_batches(inputs, options, log)
+            tuning = _tuning(inputs, batches, held_out, options)
             statistics = calibrate(inputs, batches, options, log)
         if distributed.rank() != 0:
             return {}
@@ -81,6 +83,7 @@ def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
             device=inputs.device,
             log=log,
             judge=Judge(model=inputs.model, held_out=held_out) if held_out else None,
+            tuning=tuning,
         )
         with log.measured("score"):
             scores = score_decoded(inputs, product, options, log)
@@ -127,8 +130,17 @@ def plan_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
         "predicted_bytes": found.num_bytes,
         "budget_bytes": options.budget_bytes,
         "device": {"value": str(inputs.device), "reason": inputs.device_reason},
-        "warnings": list(inputs.plan.warnings),
+        "warnings": [*inputs.plan.warnings, *_uncalibrated(inputs)],
     }
+
+
+def _uncalibrated(inputs: Inputs) -> list[str]:
+    """What a plan without calibration cannot know."""
+    knob = inputs.plan.recipe.knob.name
+    rules = [e.rule.turned(knob, 1) for e in inputs.plan.tensors if e.rule.type == "int"]
+    if not any(rule.scale == "rd" for rule in rules):
+        return []
+    return ["sizes of rd tensors are an estimate: their steps are equal relative ones here"]
 
 
 def uncalibrated_fitter(inputs: Inputs, log: RunLog) -> Fitter:
@@ -187,6 +199,23 @@ def calibrate(
     if options.save_stats is not None and distributed.rank() == 0:
         save_statistics(options.save_stats, statistics, force=options.force)
     return statistics
+
+
+def _tuning(
+    inputs: Inputs, batches: Sequence[Tensor], held_out: Sequence[Tensor], options: PackOptions
+) -> Tuning | None:
+    """What tuning is to do, if it is asked for."""
+    if not options.tune:
+        return None
+    tuning = Tuning(
+        model=inputs.model,
+        batches=batches,
+        held_out=held_out,
+        steps=options.tune,
+        seed=options.seed,
+    )
+    check_tuning(tuning)
+    return tuning
 
 
 def score_decoded(

@@ -23,8 +23,10 @@ from qpack.proof import check_decoded, decode_elsewhere
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import Plan
 from qpack.quant.statistics import Statistics
+from qpack.quant.tune import Tuning
 from qpack.stages import RunLog
 from qpack.tensors import EmbeddedFile
+from qpack.tuned import TuningRecord, fit_tuned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,6 +42,8 @@ class Product:
     quantizer: Quantizer
     choice: Choice | None
     """None: there was nothing to choose, or nothing to judge by"""
+    tuning: TuningRecord | None
+    """None: it was not asked for"""
     ledger: tuple[tuple[str, int], ...]
     decoded: dict[str, Tensor]
     """what the file's own decoder gave in a fresh process"""
@@ -71,10 +75,12 @@ def produce(
     device: torch.device | str,
     log: RunLog,
     judge: Judge | None = None,
+    tuning: Tuning | None = None,
 ) -> Product:
     """Pack `tensors` under `plan` into `target.out`, at most `target.budget_bytes` long.
 
     A `judge` decides between steps by sensitivity and equal ones, where the recipe lets it.
+    With `tuning` steps and float tensors are trained once the integers fit.
     The file is decoded by its own decoder in a fresh process and compared bit by bit before it
     takes its name, so nothing unverified is ever left there.
     Raises `BudgetError`, `CalibrationError`, `VerifyError`, `OutputExistsError`, `ResourceError`.
@@ -104,7 +110,14 @@ def produce(
         else:
             fitter = make_fitter(quantizer)
         fitted = fitter.fit(target.budget_bytes)
-        data = render(fitted.encoded, form=target.form)
+    tuned = None
+    if tuning is not None:
+        with log.measured("tune"):
+            budget_bytes, form, codecs = target.budget_bytes, target.form, target.codecs
+            fitted, tuned = fit_tuned(
+                fitter, fitted, tuning, budget_bytes, form=form, codecs=codecs, progress=log
+            )
+    data = render(fitted.encoded, form=target.form)
     with log.measured("decode elsewhere"), tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / f"model.{target.form}"
         trial.write_bytes(data)
@@ -125,6 +138,7 @@ def produce(
         fitted=fitted,
         quantizer=quantizer,
         choice=choice,
+        tuning=tuned,
         ledger=tuple(ledger(fitted.encoded, target.form)),
         decoded=decoded,
         decoded_sha256=decoded_sha256,

@@ -95,6 +95,14 @@ class Recipe:
         """The same rules under another knob, at that knob's default bounds."""
         return self if name == self.knob.name else replace(self, knob=Knob(name=name))
 
+    @property
+    def trellis(self) -> int:
+        """The most states of a trellis that any of its rules asks for."""
+        used = [
+            r for r in self.rules if r.type == "int" and r.turned(self.knob.name, 1).scale == "rd"
+        ]
+        return max((rule.trellis for rule in used), default=0)
+
     def describe(self) -> dict[str, Any]:
         """Everything, defaults included, as plain values for the report."""
         low, high = self.knob.bounds

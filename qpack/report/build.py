@@ -111,6 +111,7 @@ def product_sections(product: Product, budget_bytes: int, plan: Plan) -> dict[st
             for probe in found.probes
         ],
         "choice": None if product.choice is None else product.choice.describe(),
+        "tuning": None if product.tuning is None else product.tuning.describe(),
         "ledger": [{"part": part, "bytes": size} for part, size in product.ledger],
         "tensors": tensor_rows(product, plan),
         "streams": stream_rows(product.fitted.encoded, product.fitted.trials),
@@ -196,7 +197,9 @@ def _quantized_columns(
     W = quantizer.weights[name]
     steps = steps_of(stored).to(W.device)  # (rows, cols) or (rows, 1)
     limit = symbol_limit(rule)
-    nearest = (W / steps).round_().clamp_(-limit, limit).mul_(steps)
+    # A trellis has half the step that scalar integers of the same rate would have.
+    scalar = 2.0 * steps if stored.trellis else steps
+    nearest = (W / scalar).round_().clamp_(-limit, limit).mul_(scalar)
     decoded = torch.from_numpy(stored.dequantize()).to(W.device).reshape(W.shape)
     factor = quantizer.factors.get(name)
     return {

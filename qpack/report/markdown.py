@@ -107,7 +107,7 @@ def search(report: Report) -> str:
         f"{format_float(knob['low'])} to {format_float(knob['high'])}: {knob['reason']}."
     )
     probes = [{**probe, "value": f"{probe['value']:.6g}"} for probe in report["probes"]]
-    return f"## Search\n\n{text}\n\n{table(probes)}{choice(report)}"
+    return f"## Search\n\n{text}\n\n{table(probes)}{choice(report)}{tuning(report)}"
 
 
 def choice(report: Report) -> str:
@@ -117,6 +117,19 @@ def choice(report: Report) -> str:
         return ""
     text = f"Steps {found['chosen']} were taken: {found['reason']}."
     return f"\n\n### Choice of steps\n\n{text}\n\n{table(found['options'])}"
+
+
+def tuning(report: Report) -> str:
+    """What tuning did, and the evidence."""
+    found = report.get("tuning")
+    if found is None:
+        return ""
+    verdict = "kept" if found["kept"] else "not kept"
+    text = (
+        f"{found['steps']} steps of tuning were {verdict}: {found['reason']} "
+        f"({found['before']:.6f} before, {found['after']:.6f} in the file)."
+    )
+    return f"\n\n### Tuning\n\n{text}\n\n{table(found['measured'])}"
 
 
 def ledger(report: Report) -> str:

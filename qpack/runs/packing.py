@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qpack.codec.registry import resolve
+from qpack.codec.registry import check_trellis, resolve
 from qpack.device import choose
 from qpack.errors import ConfigError
 from qpack.options import PackOptions
@@ -43,8 +43,10 @@ def check_packing(tables: Mapping[str, Any]) -> PackSection:
     missing = [f"pack.code: {path}" for path in section.code if not path.is_file()]
     if missing:
         raise ConfigError("no such file", items=missing)
-    read_recipe(section.recipe)
-    resolve(section.codecs, stdlib_only=section.stdlib_codecs)
+    recipe = read_recipe(section.recipe)
+    recipe = recipe.with_knob(section.knob) if section.knob else recipe
+    codecs = resolve(section.codecs, stdlib_only=section.stdlib_codecs)
+    check_trellis(codecs, recipe.trellis)
     choose(section.device)
     return section
 
@@ -105,6 +107,7 @@ def pack_options(
         calib=trained.calibration,
         calib_tokens=calib_tokens,
         sens_tokens=section.sens_tokens,
+        tune=section.tune,
         val=trained.validation,
         val_tokens=val_tokens,
         window=min(window(section, trained), calib_tokens),

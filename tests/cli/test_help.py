@@ -20,7 +20,7 @@ from .conftest import Runner
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 COMMANDS = (
     "", "demo", "doctor", "presets", "run", "train", "import", "pack", "inspect", "verify",
-    "unpack", "eval", "data", "data tokenize", "data fineweb", "data stats", "bench",
+    "unpack", "eval", "sweep", "data", "data tokenize", "data fineweb", "data stats", "bench",
     "bench codecs", "bench bits",
 )  # fmt: skip
 
