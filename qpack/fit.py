@@ -6,22 +6,18 @@ artifact's encoder (bytes of those integers) and the search (which value next).
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from qpack.artifact.contents import group
 from qpack.artifact.encode import Encoded, encode
-from qpack.artifact.layout import FILES, RAW
+from qpack.artifact.estimate import estimate_bytes, tensor_entropy_bytes
 from qpack.artifact.writer import file_bytes
 from qpack.codec.base import Codec
-from qpack.codec.entropy import zero_order_bits
 from qpack.codec.select import Choices, Trial
 from qpack.progress import SILENT, Progress
 from qpack.quant.budget import Probe, SearchResult, check_fits, search
@@ -30,9 +26,6 @@ from qpack.quant.plan import Plan
 from qpack.tensors import Contents, EmbeddedFile, RawTensor, StoredTensor
 from qpack.torch_tensors import to_raw
 
-DEFLATE_LIMIT = 4 << 20
-"""Raw data up to this many bytes is also deflated for its estimate: it may repeat itself."""
-
 NO_KNOB = "this recipe, which no knob turns"
 
 LOW_USE = 0.95
@@ -40,9 +33,6 @@ LOW_USE = 0.95
 
 FLOOR_MARGIN = 0.9
 """Estimates are this sure: what is over the budget by more than a tenth is refused at once."""
-
-CONTAINER_BYTES = {"qpk": 3_000, "pyz": 9_000}
-"""Header, digest and decoder, roughly: for estimates alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -104,10 +94,10 @@ class Fitter:
         return contents
 
     def estimate(self, value: float) -> int:
-        """Bytes by zero-order entropy: what a good static coder would need."""
+        """Bytes of the file as its streams' models have them, without coding the weights."""
         if value not in self._estimates:
-            size = CONTAINER_BYTES[self._form] + entropy_bytes(self.contents(value))
-            self._estimates[value] = size
+            contents = self.contents(value)
+            self._estimates[value] = estimate_bytes(contents, self._codecs, self._form)
         return self._estimates[value]
 
     def encode(self, value: float) -> int:
@@ -215,24 +205,3 @@ def raw_tensors(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, RawTenso
             tensor = tensor.to(targets[entry.rule.type])
         out[entry.name] = to_raw(entry.name, tensor)
     return out
-
-
-def entropy_bytes(contents: Contents) -> int:
-    """What the streams that the encoder forms should cost: zero-order entropy of integers and
-    steps; of raw tensors (by byte plane) and files, the less of that and deflate."""
-    bits = 0.0
-    for part in group(contents):
-        array = part.stream.array
-        if part.kind in (RAW, FILES):
-            planes = array.view(np.uint8).reshape(-1, array.dtype.itemsize).T
-            entropy = math.fsum(zero_order_bits(plane) for plane in planes)
-            small = array.nbytes <= DEFLATE_LIMIT
-            bits += min(entropy, 8 * len(zlib.compress(planes.tobytes()))) if small else entropy
-        else:
-            bits += zero_order_bits(array)
-    return int(bits / 8) + 1
-
-
-def tensor_entropy_bytes(tensor: StoredTensor) -> int:
-    """As `entropy_bytes`, for one tensor alone."""
-    return entropy_bytes(Contents(tensors=(tensor,), aliases={}, metadata={}))

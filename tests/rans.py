@@ -85,7 +85,7 @@ class Segment:
 
     def symbol(self, i: int, r: int, j: int, m: int, state: int) -> tuple[int, int]:
         """Table and symbol of one integer."""
-        base = 3 * (self.rows[i][r] + self.cols[i][j])
+        base = 3 * min(self.rows[i][r] + self.cols[i][j], self.classes - 1)
         if not self.trellis[i]:
             return base, m
         assert (m - state) % 2 == 0, "the integers do not obey the trellis"

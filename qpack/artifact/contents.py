@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,6 +157,11 @@ def all_integers(contents: Contents) -> Group:
     whole = _group(lay.INTEGERS, dtype, ONE_STREAM, [(i, t.integers) for i, t in members])
     trellis = tuple(tensor.trellis for _, tensor in members)
     return replace(whole, stream=replace(whole.stream, filters=(filters.NONE,), trellis=trellis))
+
+
+def coded_symbols(integers: NDArray[Any], trellis: int) -> NDArray[Any]:
+    """What a coder is told of `integers`: with a trellis their parities are known."""
+    return integers >> 1 if trellis else integers
 
 
 def other_groups(contents: Contents) -> list[Group]:

@@ -62,13 +62,13 @@ def encode(
     )
     groups, coded = (*integers.groups, *others), [*integers.coded, *rest]
     won = {g.stream.key: (c.codec, c.filter) for g, c in zip(groups, coded, strict=True)}
-    layout, header = _describe(contents, groups, coded)
+    layout, header = describe(contents, groups, coded)
     # A constant tensor can shrink by more than readers allow a whole file to expand.
     while layout.decoded_bytes > EXPANSION_MAX * _file_bytes(layout, header):
         worst = max(layout.streams, key=lambda s: s.decoded_bytes / max(s.stored_bytes, 1))
         index = layout.streams.index(worst)
         coded[index] = _stored(groups[index], coded[index])
-        layout, header = _describe(contents, groups, coded)
+        layout, header = describe(contents, groups, coded)
     _check_size(layout, header)
     return Encoded(
         contents=_as_decoded(contents, groups, coded),
@@ -118,9 +118,10 @@ def _as_decoded(contents: Contents, groups: Sequence[Group], coded: Sequence[Cod
     return replace(contents, tensors=tuple(tensors))
 
 
-def _describe(
+def describe(
     contents: Contents, groups: Sequence[Group], coded: Sequence[Coded]
 ) -> tuple[lay.Layout, bytes]:
+    """Layout and stored header of `groups` as they were coded."""
     home: dict[int, int] = {}
     file_home: dict[int, int] = {}
     for number, g in enumerate(groups):

@@ -8,13 +8,16 @@ from typing import Any, BinaryIO
 
 from qpack.artifact import layout as lay
 from qpack.artifact import pyz
-from qpack.artifact.contents import role_of
+from qpack.artifact.contents import ONE_STREAM, role_of
 from qpack.artifact.reader import PIECE_BYTES, Header, Source, check_digests, decoded, opened
 from qpack.codec import filters
+from qpack.codec.integers import Rans, trellises
 from qpack.codec.registry import codecs
 from qpack.errors import ConfigError, VerifyError
 
 SCHEMA = "qpack.inspect/1"
+HEAD_BYTES = 1 << 20
+"""Read of a rANS stream: the trellises stand first in its side block."""
 
 
 def inspect(source: Source) -> dict[str, Any]:
@@ -69,7 +72,10 @@ def _summary(file: BinaryIO, header: Header) -> dict[str, Any]:
         "decoder": decoder,
         "requires": required_packages(layout),
         "streams": [_stream_row(layout, index) for index in range(len(layout.streams))],
-        "tensors": [_tensor_row(layout, tensor) for tensor in layout.tensors],
+        "tensors": [
+            _tensor_row(layout, tensor, states)
+            for tensor, states in zip(layout.tensors, _trellises(file, header), strict=True)
+        ],
         "aliases": dict(layout.aliases),
         "metadata": dict(layout.metadata),
         "files": [
@@ -105,12 +111,21 @@ def _stream_row(layout: lay.Layout, index: int) -> dict[str, Any]:
         "filter": filters.NAMES[stream.filter],
         "raw_bytes": stream.decoded_bytes,
         "bytes": stream.stored_bytes,
+        "bits_per_weight": _bits(stream) if stream.kind == lay.INTEGERS else None,
     }
 
 
+def _bits(stream: lay.StreamInfo) -> float:
+    elements = stream.decoded_bytes // lay.WIDTHS[stream.dtype]
+    return 8 * stream.stored_bytes / max(elements, 1)
+
+
 def stream_name(layout: lay.Layout, index: int) -> str:
-    """The role of an integer stream (`misc` if it has several); else its kind and what it holds."""
+    """The role of an integer stream (`misc` if it has several, `integers` if it has all of a
+    model's); else its kind and what it holds."""
     stream = layout.streams[index]
+    if stream.codec == Rans.id:
+        return ONE_STREAM
     if stream.kind == lay.INTEGERS:
         roles = {role_of(tensor.name) for tensor in layout.tensors if tensor.stream == index}
         return roles.pop() if len(roles) == 1 else f"misc {stream.dtype}"
@@ -121,7 +136,22 @@ def stream_name(layout: lay.Layout, index: int) -> str:
     return f"{stream.kind[:-1]} codes"
 
 
-def _tensor_row(layout: lay.Layout, tensor: lay.TensorInfo) -> dict[str, Any]:
+def _trellises(file: BinaryIO, header: Header) -> list[int]:
+    """States of the trellis of each tensor, 0 for none: from the heads of rANS streams."""
+    layout = header.layout
+    found = [0] * len(layout.tensors)
+    for index, (stream, offset) in enumerate(zip(layout.streams, header.offsets(), strict=True)):
+        if stream.codec != Rans.id:
+            continue
+        own = [i for i, tensor in enumerate(layout.tensors) if tensor.stream == index]
+        file.seek(offset)
+        head = file.read(min(stream.stored_bytes, HEAD_BYTES))
+        for i, states in zip(own, trellises(head, len(own)), strict=True):
+            found[i] = states
+    return found
+
+
+def _tensor_row(layout: lay.Layout, tensor: lay.TensorInfo, trellis: int) -> dict[str, Any]:
     quantized = tensor.octave > 0
     row: dict[str, Any] = {
         "name": tensor.name,
@@ -137,5 +167,6 @@ def _tensor_row(layout: lay.Layout, tensor: lay.TensorInfo) -> dict[str, Any]:
             "cols": tensor.cols,
             "octave": tensor.octave,
             "col_codes": tensor.has_cols,
+            "trellis": trellis,
         }
     return row

@@ -1,7 +1,8 @@
 """Where every byte of the file went: integers that sum exactly to its size.
 
 A stream is shared among the tensors in it in proportion to the zero-order entropy of each one's
-part, rounded by largest remainder, so a tensor's share includes its step codes.
+part, rounded by largest remainder, so a tensor's share includes its step codes. With a trellis,
+parities are known and cost nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from qpack.artifact import layout as lay
 from qpack.artifact import pyz
-from qpack.artifact.contents import Group
+from qpack.artifact.contents import Group, coded_symbols
 from qpack.artifact.encode import Encoded
 from qpack.codec.entropy import zero_order_bits
 
@@ -49,7 +50,10 @@ def member_bits(group: Group) -> list[float]:
     symbols = array.view(np.dtype(f"<u{width}"))
     bounds = accumulate(group.sizes, initial=0)
     scaled = (bound * array.itemsize // width for bound in bounds)
-    return [zero_order_bits(symbols[start:stop]) for start, stop in pairwise(scaled)]
+    parts = [symbols[start:stop] for start, stop in pairwise(scaled)]
+    if any(group.stream.trellis):
+        parts = [coded_symbols(p, s) for p, s in zip(parts, group.stream.trellis, strict=True)]
+    return [zero_order_bits(part) for part in parts]
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:

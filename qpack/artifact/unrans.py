@@ -75,15 +75,22 @@ def tables(numbers: list[int], count: int, limit: int) -> tuple[Any, Any, Any]:
 
 
 def turns() -> Any:
-    """Next states: s of S states is 2 (S + s), to which a branch bit is added; bit 1 is parity."""
+    """Where the path of a lane goes, by path + branch bit. A path names the state of a trellis, and
+    in bit 14 or 15 how many tables on the one of its parity is; it is 0 where there is no trellis.
+    """
     import numpy as np
 
-    table = np.zeros(256, np.int64)
+    table = np.zeros(3 << 14, np.int64)
     for states, (h0, h1) in TRELLISES.items():
         for t in range(2 * states):
             following = (t >> 2) ^ (t >> 1 & 1) * h0 ^ (t & 1) * h1
-            table[2 * states + t] = 2 * (states + following)
+            table[path(states, t >> 1) + (t & 1)] = path(states, following)
     return table
+
+
+def path(states: int, state: int) -> int:
+    """The path in `state` of the trellis of `states` states, of which 0 is none."""
+    return (1 + (state & 1)) << 14 | 2 * (states + state) if states else 0
 
 
 def batches(shapes: list[Any], lanes: int) -> Any:
@@ -110,38 +117,53 @@ class Lanes:
     def __init__(self, state: Any, words: Any, limit: int, parts: tuple[Any, Any, Any]) -> None:
         self.state, self.words, self.limit = state, words, limit
         self.entries, self.values, self.escapes = parts
-        self.steps = self.word = self.escape = 0
+        self.word = self.escape = 0
 
-    def walk(self, index: Any, path: Any, turn: Any) -> Any:
+    def walk(self, index: Any, paths: Any, turn: Any) -> Any:
         """Integers of a block (steps, lanes); `index` is where the table of each one begins.
 
-        `path` is the state of the trellis of each lane, None where none has one.
+        `paths` are those of the lanes, None where all are 0.
         """
         import numpy as np
 
-        x = self.state[: index.shape[1]]
-        self.steps += len(index)
-        insist(self.steps <= STEPS)
+        x, take, words, word = (
+            self.state[: index.shape[1]],
+            self.entries.take,
+            self.words,
+            self.word,
+        )
+        # Arrays, not numbers, and results in place: each step takes some twenty calls of numpy.
+        slot, high, one, bits = (np.array(n, np.uint32) for n in (0x3FFF, 14, 1, 15))
+        low, table, near = np.array(1 << 16, np.uint32), np.array(3 << 14), x < 0
+        part, entry, jump = x.copy(), x.copy(), index[0].copy()
         for line in index:
-            line += x & 0x3FFF
-            if path is not None:
-                line += (path & 2) << 13
-            entry = self.entries.take(line)
-            if path is not None:
-                path[:] = turn.take(path + (entry & 1))
-            x >>= 14
-            x *= entry >> 15
-            x += (entry >> 1) & 0x3FFF
-            (short,) = (x < 1 << 16).nonzero()
-            x[short] = x[short] << 16 | self.words[self.word : self.word + len(short)]
-            self.word += len(short)
+            np.bitwise_and(x, slot, out=part)
+            np.add(line, part, out=line)
+            if paths is not None:
+                np.bitwise_and(paths, table, out=jump)
+                np.add(line, jump, out=line)
+            take(line, out=entry, mode="clip")
+            if paths is not None:
+                np.bitwise_and(entry, one, out=part)
+                np.add(paths, part, out=jump)
+                turn.take(jump, out=paths, mode="clip")
+            np.right_shift(x, high, out=x)
+            np.right_shift(entry, bits, out=part)
+            np.multiply(x, part, out=x)
+            np.right_shift(entry, one, out=entry)
+            np.bitwise_and(entry, slot, out=entry)
+            np.add(x, entry, out=x)
+            (short,) = np.less(x, low, out=near).nonzero()
+            x[short] = x[short] << 16 | words[word : word + len(short)]
+            word += len(short)
+        self.word = word
         found = self.values.take(index)
-        where = np.nonzero(found >= ESCAPES)
-        mark, kind = found[where], (index[where] >> 14) % 3
+        where = np.flatnonzero(found >= ESCAPES)
+        mark, kind = found.take(where), (index.take(where) >> 14) % 3
         symbol = 2 * self.escapes[self.escape : self.escape + len(mark)] + (mark & 1)
         integer = np.where(kind > 0, 2 * symbol + kind - 1, symbol)
         insist(mark.max(initial=0) < UNUSED and abs(integer).max(initial=0) <= self.limit)
-        found[where] = integer
+        found.put(where, integer)
         self.escape += len(mark)
         return found
 
@@ -174,10 +196,15 @@ def rans(data: bytes, shapes: list[Any], size: int) -> bytes:
     out = np.zeros(sum(elements), "<i1" if size == sum(elements) else "<i2")
     state = np.frombuffer(data, "<u4", width, at).astype(np.uint32)
     insist(state.min() >= 1 << 16)
-    words, limit = np.frombuffer(data[at + 4 * width :], "<u2"), int(np.iinfo(out.dtype).max)
+    words = np.frombuffer(data[at + 4 * width :], "<u2").astype(np.uint32)
+    limit = int(np.iinfo(out.dtype).max)
     parts = tables(varints(side[count:]), 3 * classes + 2, limit)
     lanes, turn = Lanes(state, words, limit, parts), turns()
     filled = [(shape if n else (0, 0)) for shape, n in zip(shapes, elements, strict=True)]
+    steps = sum(-(-sum(shape[axis] for shape in filled) // width) for axis in (0, 1))
+    for batch in batches(filled, width):
+        steps += filled[batch[0][0]][0]
+        insist(steps <= STEPS)
     down, across = (
         lanes.codes(3 * classes + axis, [shape[axis] for shape in filled]) for axis in (0, 1)
     )
@@ -186,17 +213,17 @@ def rans(data: bytes, shapes: list[Any], size: int) -> bytes:
     cuts = np.split(out, np.cumsum(elements)[:-1])
     members = [part.reshape(shape) for part, shape in zip(cuts, shapes, strict=True)]
     for batch in batches(filled, width):
-        path, top = np.zeros(width, np.int64), 0
+        paths, top = np.zeros(width, np.int64), 0
         for member, _, on in batch:
-            path[on] = 2 * trellis[member]
+            paths[on] = path(trellis[member], 0)
         while batch:
             active = batch[-1][2].stop
             stop = min(filled[batch[-1][0]][0], top + BLOCK // active + 1)
             index = np.empty((stop - top, active), np.int64)
             for member, own, on in batch:
-                above = 3 * down[member][top:stop, None].astype(np.int64) + (trellis[member] > 0)
-                index[:, on] = (above + 3 * across[member][own].astype(np.int64)) << 14
-            found = lanes.walk(index, path[:active] if path.any() else None, turn)
+                index[:, on] = down[member][top:stop, None] + across[member][own]
+            index *= 3 << 14
+            found = lanes.walk(index, paths[:active] if paths.any() else None, turn)
             for member, own, on in batch:
                 members[member][top:stop, own] = found[:, on]
             top = stop

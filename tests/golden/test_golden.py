@@ -10,8 +10,9 @@ from importlib.metadata import version
 import pytest
 
 from qpack.artifact.reader import open_artifact, read
+from tests.golden.rans_vectors import HANDMADE, handmade
 from tests.golden.vectors import CASES, FOLDER, INDEX
-from tests.samples import artifact, both, same
+from tests.samples import artifact, both, same, take_apart
 
 EXPECTED = json.loads(INDEX.read_text())
 # Encoded bytes are a promise for these versions; other versions must still decode them.
@@ -36,6 +37,14 @@ def test_decodes_to_the_same_weights(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_decodes_to_the_same_contents(name: str) -> None:
     assert same(read(FOLDER / f"{name}.qpk"), CASES[name][0])
+
+
+@pytest.mark.parametrize("name", HANDMADE)
+def test_segments_by_hand_are_what_they_were(name: str) -> None:
+    contents, data = handmade(name)
+    stored = (FOLDER / f"{name}.qpk").read_bytes()
+    assert take_apart(stored) == take_apart(data)
+    assert same(read(stored), contents)
 
 
 @pytest.mark.parametrize("name", CASES)

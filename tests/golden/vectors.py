@@ -15,6 +15,7 @@ import numpy as np
 from qpack.artifact.layout import WIDTHS
 from qpack.artifact.unpack import safetensors_pieces
 from qpack.tensors import Contents, EmbeddedFile, QuantizedTensor, StoredTensor
+from tests.golden.rans_vectors import HANDMADE, handmade
 from tests.samples import artifact, quantized, raw, small, varied
 
 FOLDER = Path(__file__).parent / "vectors"
@@ -92,6 +93,13 @@ def main() -> None:
         path = FOLDER / f"{name}.qpk"
         if not path.exists():
             path.write_bytes(artifact(held, codec=codec))
+            weights = b"".join(safetensors_pieces(held))
+            index[name] = {"weights_sha256": hashlib.sha256(weights).hexdigest()}
+    for name in HANDMADE:
+        path = FOLDER / f"{name}.qpk"
+        if not path.exists():
+            held, data = handmade(name)
+            path.write_bytes(data)
             weights = b"".join(safetensors_pieces(held))
             index[name] = {"weights_sha256": hashlib.sha256(weights).hexdigest()}
     INDEX.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")

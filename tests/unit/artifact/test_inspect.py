@@ -13,7 +13,8 @@ from qpack.artifact import pyz
 from qpack.artifact.inspect import inspect, required_packages, verify
 from qpack.artifact.reader import open_artifact
 from qpack.errors import ArtifactError, ConfigError, CorruptError, UnsupportedError, VerifyError
-from tests.samples import artifact, forge, take_apart, varied
+from qpack.tensors import Contents
+from tests.samples import artifact, forge, quantized, take_apart, varied
 
 
 @pytest.mark.parametrize("form", ["qpk", "pyz"])
@@ -51,6 +52,20 @@ def test_rows_of_tensors() -> None:
     assert rows["half"]["kind"] == "raw"
     assert rows["half"]["dtype"] == "BF16"
     assert "octave" not in rows["half"]
+
+
+def test_trellis_and_bits_a_weight() -> None:
+    tensors = (quantized("a", 9, 30, trellis=8), quantized("b", 0, 5), quantized("c", 9, 30))
+    contents = Contents(tensors=tensors, aliases={}, metadata={})
+    found = inspect(artifact(contents, codec="rans"))
+    assert [row["trellis"] for row in found["tensors"]] == [8, 0, 0]
+    stream, rows = found["streams"]
+    assert (stream["name"], stream["codec"]) == ("integers", "rans")
+    assert stream["bits_per_weight"] == 8 * stream["bytes"] / (2 * 9 * 30)
+    assert rows["bits_per_weight"] is None
+    assert found["requires"] == []
+    plain = inspect(artifact(contents, codec="store"))
+    assert [row["trellis"] for row in plain["tensors"]] == [0, 0, 0]
 
 
 def test_the_decoder_is_known() -> None:
