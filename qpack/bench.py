@@ -97,7 +97,7 @@ def bench_bits(
 ) -> dict[str, Any]:
     """int5, int6 and int8 rows (absmax), the record recipe, and both knobs at a budget if given.
 
-    Matrices change; embeddings and small tensors stay as the default recipe has them. Every row is
+    Matrices change; embeddings and small tensors stay as that recipe has them. Every row is
     really encoded as a `.qpk`.
     """
     options = PackOptions(
@@ -109,6 +109,7 @@ def bench_bits(
         calib_tokens=calib_tokens,
         val=val,
         val_tokens=val_tokens,
+        recipe="record",
         device=device,
     )
     log = RunLog(progress)

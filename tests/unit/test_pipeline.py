@@ -55,7 +55,9 @@ def test_the_report_tells_the_truth(given: PackOptions, tmp_path: Path) -> None:
     assert report["inputs"]["validation"]["first_token"] == 1024, "not the calibrated tokens"
     solved = [row for row in report["tensors"] if row.get("damping")]
     assert solved
-    assert all(row["error"] < row["error_rtn"] for row in solved)
+    # Where few bits are left, a trellis takes more error for fewer bits.
+    rich = [row for row in solved if row["bits_per_weight"] > 3]
+    assert rich and all(row["error"] < row["error_rtn"] for row in rich)
     assert json.loads(report_path.read_text()) == report
     assert report_path.with_suffix(".md").exists()
 
@@ -118,7 +120,7 @@ def test_standard_codecs_code_and_tokenizer_are_counted(given: PackOptions, tmp_
         pack_checkpoint(with_out(given, tmp_path / "n.pyz", embed_tokenizer=True))
     assert parts["file train_gpt.py"] > 0
     assert parts[f"file {given.tokenizer.name}"] > 0
-    assert {s["codec"] for s in report["streams"]} <= {"store", "lzma", "lzma-raw"}
+    assert {s["codec"] for s in report["streams"]} <= {"store", "lzma", "lzma-raw", "rans"}
     assert report["artifact_bytes"] == out.stat().st_size <= 150_000
 
 
@@ -127,7 +129,8 @@ def test_dry_run_predicts_and_writes_nothing(given: PackOptions, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
     assert plan["predicted_bytes"] <= BUDGET
     real = pack_checkpoint(with_out(given, tmp_path / "m.qpk"))
-    assert plan["knob"]["value"] == pytest.approx(real["knob"]["value"], rel=0.35)
+    assert plan["knob"]["value"] == pytest.approx(real["knob"]["value"], rel=0.5)
+    assert any("an estimate" in warning for warning in plan["warnings"])
     assert {row["name"] for row in plan["tensors"]} == {row["name"] for row in real["tensors"]}
 
 
@@ -205,9 +208,14 @@ def text_file(folder: Path, name: str, text: str) -> Path:
         (lambda g, f: {"report": f / "r.md"}, ConfigError, "r.json"),
         (lambda g, f: {"report": f.parent / "m.qpk"}, ConfigError, "given twice"),
         (lambda g, f: {"save_stats": g.checkpoint, "force": True}, ConfigError, "inputs too"),
-        (lambda g, f: {"codecs": ("store",), "budget_bytes": 25_000}, BudgetError, "smallest"),
+        (
+            lambda g, f: {"codecs": ("store",), "budget_bytes": 25_000, "recipe": "record"},
+            BudgetError,
+            "smallest",
+        ),
+        (lambda g, f: {"codecs": ("brotli",)}, ConfigError, "needs the codec rans"),
         (lambda g, f: {"budget_bytes": 0}, ConfigError, "budget"),
-        (lambda g, f: {"budget_bytes": 2_000}, BudgetError, "smallest possible artifact"),
+        (lambda g, f: {"budget_bytes": 900}, BudgetError, "smallest possible artifact"),
         (lambda g, f: {"code": (f / "gone.py",)}, QpackError, "gone.py"),
     ],
 )

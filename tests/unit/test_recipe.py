@@ -5,11 +5,20 @@ from pathlib import Path
 import pytest
 
 from qpack.errors import ConfigError
-from qpack.recipe import Knob, Rule, default_recipe, load_recipe, parse_recipe, read_recipe
+from qpack.recipe import (
+    Knob,
+    builtin_names,
+    builtin_recipe,
+    default_recipe,
+    load_recipe,
+    parse_recipe,
+    read_recipe,
+)
+from qpack.rule import TERMS, Rule
 
 
-def test_default_is_what_the_reference_systems_do() -> None:
-    embedding, matrix, vector, buffer = default_recipe().rules
+def test_record_is_what_the_reference_systems_do() -> None:
+    embedding, matrix, vector, buffer = builtin_recipe("record").rules
     assert (embedding.qmax, embedding.scale, embedding.k, embedding.solver) == (
         127,
         "sigma",
@@ -18,7 +27,33 @@ def test_default_is_what_the_reference_systems_do() -> None:
     )
     assert (matrix.qmax, matrix.scale, matrix.k, matrix.knob) == (31, "sigma", 12.85, True)
     assert (vector.type, buffer.type) == ("float16", "keep")
-    assert default_recipe().knob.name == "k"
+    assert builtin_recipe("record").knob.name == "k"
+
+
+def test_default_follows_sensitivity_under_one_knob() -> None:
+    quantized, vector, buffer = default_recipe().rules
+    assert quantized.match == ("class:embedding", "class:matrix")
+    assert (quantized.scale, quantized.terms, quantized.trellis) == ("rd", TERMS, 8)
+    assert quantized.knob and not quantized.clips
+    assert (vector.type, buffer.type) == ("float16", "keep")
+    assert default_recipe().knob.bounds == (0.05, 20.0)
+
+
+def test_recipes_by_name(tmp_path: Path) -> None:
+    assert builtin_names() == ("default", "record")
+    assert read_recipe("record") == builtin_recipe("record") == read_recipe(Path("record"))
+    assert read_recipe("default") == read_recipe(None)
+    for name, hint in (("recrod", "did you mean 'record'?"), ("x.toml", "default, record")):
+        with pytest.raises(ConfigError, match="cannot be read as a recipe") as caught:
+            read_recipe(tmp_path / name)
+        assert hint in str(caught.value.hint)
+
+
+def test_a_recipe_that_names_no_knob() -> None:
+    turned = '[[rule]]\nmatch = "a"\nknob = true\n'
+    assert parse_recipe(turned, name="r").knob.name == "k"
+    assert parse_recipe(turned + 'scale = "rd"', name="r").knob.name == "c"
+    assert parse_recipe("[knob]\nname = 'none'\n" + turned, name="r").knob.name == "none"
 
 
 def test_turning_the_knob() -> None:
@@ -27,6 +62,9 @@ def test_turning_the_knob() -> None:
     assert (k.scale, k.k, k.qmax, k.clip) == ("sigma", 9.5, 31, False)
     q = rule.turned("qmax", 42)
     assert (q.scale, q.qmax, q.floor, q.clip) == ("absmax", 42, 0.0, True)
+    c = rule.turned("c", 0.9)
+    assert (c.scale, c.c, c.clips, c.step_octave) == ("rd", 0.9, False, 64)
+    assert c.turned("k", 9.5).scale == "sigma"
     floor = rule.turned("qmax-floor", 42)
     assert floor.floor == pytest.approx(1 / 42)
     assert Rule(match=("x",)).turned("k", 9.5) == Rule(match=("x",))
@@ -73,6 +111,15 @@ def test_bits(bits: int, qmax: int) -> None:
         ('[[rule]]\nmatch = "a"\noctave = 16.0', "octave = 16.0"),
         ('[[rule]]\nmatch = "a"\nk = inf', "k = inf"),
         ('[[rule]]\nmatch = "a"\ntype = "keep"\nbits = 4', "qmax: without meaning for type 'keep'"),
+        ('[[rule]]\nmatch = "a"\nscale = "rd"\nbits = 6', "qmax: without meaning for scale 'rd'"),
+        ('[[rule]]\nmatch = "a"\ntrellis = 8', "trellis: without meaning for scale 'absmax'"),
+        ('[[rule]]\nmatch = "a"\nscale = "rd"\ntrellis = 5', "trellis = 5: expected one of 0, 4"),
+        ('[[rule]]\nmatch = "a"\nscale = "rd"\nc = 0', "c = 0: expected a number above 0"),
+        ('[[rule]]\nmatch = "a"\nscale = "rd"\nterms = ["rows"]', "did you mean 'row'?"),
+        ('[[rule]]\nmatch = "a"\nscale = "rd"\nterms = "row"', "terms = 'row': expected a list"),
+        ('[[rule]]\nmatch = "a"\nscale = "rd"\nterms = ["row", "row"]', "one is given twice"),
+        ('[[rule]]\nmatch = "a"\nscale = "rd"\ngains = 1', "gains = 1: expected true or false"),
+        ("[knob]\nname = 'c'\nchoose = 'no'", "knob.choose = 'no': expected true or false"),
         ("[[rule", "not valid TOML"),
     ],
 )
@@ -100,8 +147,9 @@ def test_file_problems(tmp_path: Path) -> None:
 
 def test_description_is_complete() -> None:
     description = default_recipe().describe()
-    assert description["knob"] == {"name": "k", "low": 0.25, "high": 256.0, "choose": True}
-    assert description["rules"][1]["damping"] == 0.01
+    assert description["knob"] == {"name": "c", "low": 0.05, "high": 20.0, "choose": True}
+    assert description["rules"][0]["damping"] == 0.01
+    assert description["rules"][0]["terms"] == list(TERMS)
     assert Knob(name="qmax").bounds == (31.0, 127.0)
 
 

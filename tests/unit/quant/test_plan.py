@@ -48,6 +48,7 @@ def test_default_recipe_covers_every_tensor() -> None:
     assert {entry.name for entry in plan.tensors} == set(tensors)
     assert {entry.name for entry in plan.turned} == {
         "conv.weight",
+        "emb.weight",
         *(f"blocks.{i}.weight" for i in range(11)),
     }
     assert plan.warnings == ()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qpack.errors import ConfigError
 from qpack.quant.qat import LateQAT, Start
-from qpack.recipe import default_recipe, parse_recipe
+from qpack.recipe import builtin_recipe, parse_recipe
 
 from .qat_net import (
     NOW,
@@ -62,8 +62,8 @@ def test_weights_are_those_of_the_knob(knob: str, value: float) -> None:
 
 def test_default_recipe_on_linear_layers() -> None:
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
-    expected = exported(model, default_recipe(), 12.85)
-    qat = switched(LateQAT(model, default_recipe(), start=NOW))
+    expected = exported(model, builtin_recipe("record"), 12.85)
+    qat = switched(LateQAT(model, builtin_recipe("record"), start=NOW))
     assert qat.names == ("0.weight", "2.weight")
     with qat.quantized():
         assert all(torch.equal(model.get_parameter(n), expected[n]) for n in qat.names)

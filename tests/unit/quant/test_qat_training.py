@@ -11,7 +11,7 @@ from qpack.quant.grid import step_values
 from qpack.quant.plan import make_plan
 from qpack.quant.qat import ALL, LateQAT, Start
 from qpack.quant.statistics import Statistics
-from qpack.recipe import default_recipe
+from qpack.recipe import builtin_recipe
 
 from .qat_net import (
     NOW,
@@ -297,7 +297,7 @@ def test_global_random_state_is_left_alone() -> None:
     state = torch.random.get_rng_state()
     model = nn.Linear(16, 16)
     torch.random.set_rng_state(state)
-    qat = switched(LateQAT(model, default_recipe(), start=NOW))
+    qat = switched(LateQAT(model, builtin_recipe("record"), start=NOW))
     with qat.quantized():
         pass
     assert torch.equal(torch.random.get_rng_state(), state)

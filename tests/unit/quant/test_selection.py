@@ -6,7 +6,7 @@ from torch import nn
 
 from qpack.errors import ConfigError
 from qpack.quant.selection import select, unwrapped
-from qpack.recipe import Recipe, default_recipe, parse_recipe
+from qpack.recipe import Recipe, builtin_recipe, default_recipe, parse_recipe
 
 RECIPE = parse_recipe(
     """
@@ -101,7 +101,7 @@ def test_the_knob_turns_those_that_follow_it() -> None:
 def test_without_a_value_a_rule_has_its_own_but_as_the_search_would_turn_it() -> None:
     rule = select(Net(), RECIPE, ("down.weight",), None).rules["down.weight"]
     assert (rule.qmax, rule.scale) == (15, "absmax")
-    rule = select(Net(), default_recipe(), ("down.weight",), None).rules["down.weight"]
+    rule = select(Net(), builtin_recipe("record"), ("down.weight",), None).rules["down.weight"]
     assert (rule.k, rule.clip) == (12.85, False)
 
 
@@ -140,3 +140,10 @@ def test_wrappers_are_seen_through() -> None:
     net = Net()
     assert unwrapped(torch.compile(net, backend="aot_eager")) is net
     assert unwrapped(net) is net
+
+
+def test_steps_that_come_from_calibration_are_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot round as rule rd does") as caught:
+        select(Net(), default_recipe(), ("re:.*weight",), None)
+    assert "down.weight" in caught.value.items
+    assert "record" in str(caught.value.hint)

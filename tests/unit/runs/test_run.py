@@ -143,7 +143,7 @@ def test_an_interrupted_training_is_resumed(fake: FakeTrainer, tmp_path: Path) -
 
 def test_a_failed_pack_may_be_tried_with_other_options(fake: FakeTrainer, tmp_path: Path) -> None:
     with pytest.raises(BudgetError):
-        run(changed(fake.document(), budget=2_000), tmp_path)
+        run(changed(fake.document(), budget=900), tmp_path)
     assert run(fake.document(), tmp_path, resume=True).report is not None
     assert len(fake.requests) == 1
 
