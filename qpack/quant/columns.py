@@ -25,6 +25,11 @@ SHRINK = {4: 0.267, 8: 0.261, 16: 0.257, 32: 0.254, 64: 0.252}
 """Mean squared error of a trellis in squared fine steps (`rate-distortion` at high rate): with a
 Gaussian's code length, the slope of rate against distortion makes it the weight of m^2."""
 
+RATE_SHARE = 0.5
+"""Of that weight, what is used. All of it is best for samples of one scale; in a model, what shrinks
+weights moves it further from the float one than the squared error says. On golf27m, at equal bits,
+half left less KL than all or none of it."""
+
 MOST_SHRINK = 1e6
 """Rows of zeros have no spread."""
 
@@ -58,7 +63,7 @@ class ColumnSteps:
         if trellis:
             assert spreads is not None, "a trellis weighs integers by the spread of their row"
             ratio = row_steps / spreads.clamp_min(torch.finfo(torch.float32).tiny)
-            self._shrink = ratio.square().mul_(SHRINK[trellis]).clamp_max_(MOST_SHRINK)
+            self._shrink = ratio.square().mul_(RATE_SHARE * SHRINK[trellis]).clamp_max_(MOST_SHRINK)
 
     def __call__(self, j: int, w: Tensor) -> tuple[Tensor, Tensor]:
         """Round column j of every matrix; `w` is (batch, rows)."""
