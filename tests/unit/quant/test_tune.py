@@ -177,3 +177,10 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         tune(coarse(net), tuning(net, **changes))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_comes_to_the_same(net: Net) -> None:
+    here, there = tune(coarse(net), tuning(net)), tune(coarse(net), tuning(Net().cuda()))
+    assert there.before == pytest.approx(here.before, rel=1e-3)
+    assert there.after == pytest.approx(here.after, rel=0.05)
