@@ -38,6 +38,15 @@ def report() -> dict[str, Any]:
             {"knob": "k", "value": 12.85, "kind": "codec", "bytes": 11_996_482, "fits": True,
              "seconds": 9.5},
         ],
+        "choice": {
+            "chosen": "by sensitivity", "reason": "0.008000 against 0.011000 on held-out batches",
+            "options": [
+                {"steps": "by sensitivity", "c": 0.93, "bytes": 12_100_000,
+                 "held_out_distance": 0.008, "at_equal_bytes": 0.008},
+                {"steps": "equal relative", "c": 0.84, "bytes": 12_101_000,
+                 "held_out_distance": 0.011, "at_equal_bytes": 0.011},
+            ],
+        },
         "quality": {
             "tokens": 32_768, "bytes": 78_000, "window": 1024, "stride": 1024,
             "float": {"nats": 83_000.5, "bpb": 1.533904},

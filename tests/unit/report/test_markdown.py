@@ -31,6 +31,7 @@ def test_the_headline_comes_first() -> None:
     [
         "## Quality", "| float | 83,000.500 | 1.533904 |",
         "32,768 tokens, 78,000 bytes of text", "## Search", "`k` = 12.85",
+        "Steps by sensitivity were taken: 0.008000 against 0.011000", "| equal relative |",
         "| **total** | 11,996,482 |", "### Codecs tried", "| tok\\|emb | 1,024 x 512 | int |",
         "| scale | scalar | raw | float16 | - |", "| calibrate | 38.1 | 2,000,000,000 |",
         "- fallback: tensor blocks.9.mlp.fc, reason singular Hessian", "qpack pack m.safetensors",
@@ -47,6 +48,11 @@ def test_every_table_row_has_its_headers_cells() -> None:
         cells = line.count("|") - 1 if line.startswith("|") else 0
         assert not (cells and width) or cells == width, line
         width = cells
+
+
+def test_without_a_choice_nothing_is_said_of_it() -> None:
+    assert "### Choice of steps" in render(report())
+    assert "### Choice of steps" not in render({**report(), "choice": None})
 
 
 def test_no_warnings_is_said() -> None:
