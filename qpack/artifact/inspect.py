@@ -51,6 +51,7 @@ def verify(source: Source, *, sha256: str | None = None) -> dict[str, Any]:
 
 def _summary(file: BinaryIO, header: Header) -> dict[str, Any]:
     layout = header.layout
+    weights = sum(tensor.elements for tensor in layout.tensors)
     major, minor = header.version
     decoder = None
     if header.decoder is not None:
@@ -68,7 +69,8 @@ def _summary(file: BinaryIO, header: Header) -> dict[str, Any]:
         "header_bytes": header.header_bytes,
         "qpk_bytes": header.qpk_bytes,
         "decoded_bytes": layout.decoded_bytes,
-        "weights": sum(tensor.elements for tensor in layout.tensors),
+        "weights": weights,
+        "bits_per_weight": 8 * header.qpk_bytes / weights if weights else None,
         "decoder": decoder,
         "requires": required_packages(layout),
         "streams": [_stream_row(layout, index) for index in range(len(layout.streams))],

@@ -96,14 +96,14 @@ def attack(codec: str, seed: int, count: int) -> int:
     return accepted
 
 
-@pytest.mark.parametrize("codec", ["store", "lzma", "lzma-raw", "brotli", "zstd"])
+@pytest.mark.parametrize("codec", ["store", "lzma", "lzma-raw", "brotli", "zstd", "rans"])
 def test_decoders_agree_on_mutated_files(codec: str) -> None:
     count = 300
     assert 0 < attack(codec, 0, count) < count
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("codec", ["store", "lzma", "lzma-raw", "brotli", "zstd"])
+@pytest.mark.parametrize("codec", ["store", "lzma", "lzma-raw", "brotli", "zstd", "rans"])
 def test_decoders_agree_on_many_mutated_files(codec: str) -> None:
     count = 10_000
     assert 0 < attack(codec, 1, count) < count

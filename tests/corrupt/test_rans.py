@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -224,6 +225,21 @@ def test_side_block_limit() -> None:
     assert (side_bytes(at), side_bytes(past)) == (SIDE_MAX, SIDE_MAX + 1)
     assert both(packed((tensor,), at)) is not None
     refused(packed((tensor,), past))
+
+
+def test_a_bomb_is_refused_at_once() -> None:
+    """A side block of many MiB, and one of the largest size that says nothing."""
+    for size in (64 << 20, SIDE_MAX):
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+        block = deflate.compress(bytes(size)) + deflate.flush()
+        sizes = len(block).to_bytes(4, "little") + SIDE_MAX.to_bytes(4, "little")
+        data = one(b"\x10\x40" + sizes + block + (1 << 16).to_bytes(4, "little") * (1 << 16))
+        tracemalloc.start()
+        start = time.process_time()
+        refused(data)
+        assert time.process_time() - start < 4
+        assert tracemalloc.get_traced_memory()[1] < 96 << 20
+        tracemalloc.stop()
 
 
 def zeros(*shapes: tuple[int, int]) -> bytes:
