@@ -26,9 +26,9 @@ SHRINK = {4: 0.267, 8: 0.261, 16: 0.257, 32: 0.254, 64: 0.252}
 Gaussian's code length, the slope of rate against distortion makes it the weight of m^2."""
 
 RATE_SHARE = 0.5
-"""Of that weight, what is used. All of it is best for samples of one scale; in a model, what shrinks
-weights moves it further from the float one than the squared error says. On golf27m, at equal bits,
-half left less KL than all or none of it."""
+"""Of that weight, what is used. All of it is best for samples of one scale; in a model, shrinking
+weights moves it further from the float one than the squared error says. On golf27m, at equal
+bits, half left less KL than all or none of it."""
 
 MOST_SHRINK = 1e6
 """Rows of zeros have no spread."""
@@ -60,6 +60,7 @@ class ColumnSteps:
         self._cols = grid.look_up(self._table, col_codes, OCTAVE)
         self._weights = gain_weights
         self._trellis, self._bounds = trellis, bounds
+        self._shrink = torch.zeros_like(row_steps)
         if trellis:
             assert spreads is not None, "a trellis weighs integers by the spread of their row"
             ratio = row_steps / spreads.clamp_min(torch.finfo(torch.float32).tiny)
