@@ -36,16 +36,18 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_points_are_whole_files(given: PackOptions, own: Path, tmp_path: Path) -> None:
     options = with_out(given, tmp_path / "c.qpk", codecs=("rans",))
-    curve = sweep(options, [30_000, 30_000], recipes=["record", own])
+    curve = sweep(options, [30_000, 30_000], recipes=["default", own])
     assert not list(tmp_path.iterdir())
-    record, packed = curve["points"]
-    assert (record["recipe"], packed["recipe"]) == ("record", "own.toml")
+    ours, packed = curve["points"]
+    assert (ours["recipe"], packed["recipe"]) == ("default", "own.toml")
     for point in curve["points"]:
         assert 0.98 * 30_000 < point["bytes"] <= point["budget_bytes"] == 30_000
         assert point["bits_per_weight"] == 8 * point["bytes"] / curve["weights"]
         assert point["gap"] == point["bpb"] - point["bpb_float"]
-    assert record["bpb_float"] == packed["bpb_float"] and record["kl"] != packed["kl"] > 0
-    assert set(curve["recipes"]) == {"record", "own.toml"}
+    assert ours["bpb_float"] == packed["bpb_float"] and ours["kl"] != packed["kl"] > 0
+    assert set(curve["recipes"]) == {"default", "own.toml"}
+    assert curve["choices"]["own.toml"] is None
+    assert len(curve["choices"]["default"]["options"]) == 2
     assert curve["skipped"] == []
     report = pack_checkpoint(with_out(options, tmp_path / "m.qpk", recipe=own, budget_bytes=30_000))
     assert (packed["bytes"], packed["kl"]) == (report["artifact_bytes"], report["kl"])
