@@ -82,6 +82,7 @@ class ColumnSteps:
 
     def _refit(self, j: int, w: Tensor, decoded: Tensor) -> Tensor:
         """The column step (batch, 1) that fits best, as its code gives it."""
+        assert self._weights is not None
         weighed = self._weights * decoded
         fit = (weighed * w).sum(1)
         power = (weighed * decoded).sum(1)

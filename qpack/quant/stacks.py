@@ -95,8 +95,8 @@ class Stacker:
 
     def stacks(self, entries: Sequence[TensorPlan], progress: Progress) -> list[Stack]:
         """Group `entries` and factor each group's H. Entries that cannot take part are left out."""
-        groups: dict[tuple[object, ...], list[TensorPlan]] = {}
-        hessians: dict[tuple[object, ...], Tensor] = {}
+        groups: dict[_Key, list[TensorPlan]] = {}
+        hessians: dict[_Key, Tensor] = {}
         for entry in entries:
             rule = self._rule_of(entry)
             if rule.solver == "rtn":
@@ -189,6 +189,10 @@ class Stacker:
                 WT[stack.factor.dead] = 0.0
             columns.append(WT)
         return torch.cat(columns, dim=1)[stack.factor.order]
+
+
+_Key = tuple[str, float, bool, bool, Flavour | None]
+"""what a group shares: H, damping, activation order, following the knob, flavour"""
 
 
 def rows_of(entry: TensorPlan) -> int:

@@ -29,6 +29,7 @@ def judged(distances: list[float] | None = None) -> tuple[Quantizer, Judge]:
 
         class Told(Judge):
             def distances(self, all_contents: object) -> list[float]:
+                assert distances is not None
                 return distances
 
         judge = Told(model=model, held_out=[tokens])

@@ -28,7 +28,8 @@ class Net(nn.Module):
         x = self.table(tokens) + self.hash(tokens % 31)
         x = x * torch.linspace(0.2, 3, WIDTH)
         x = x + self.down(self.up(torch.cat([self.q(x), self.k(x)], -1)).relu())
-        return x @ self.table.weight.T
+        out: Tensor = x @ self.table.weight.T
+        return out
 
 
 def case(rule: str = "", *, knob: str = "c") -> tuple[dict[str, Tensor], Plan, Statistics]:

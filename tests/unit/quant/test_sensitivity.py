@@ -1,6 +1,7 @@
 """The quadratic forms: each kind of tensor, and estimates that say nothing."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from qpack.quant.statistics import Statistics
 from .reference import correlated_inputs
 
 
-def statistics(**fields: object) -> Statistics:
+def statistics(**fields: Any) -> Statistics:
     X = correlated_inputs(100, 12, seed=0)
     base = Statistics(
         hessians={"w": X.T @ X}, counts={"w": 100}, members={"w": "w"}, fingerprint="f", source={}
