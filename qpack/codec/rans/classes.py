@@ -33,7 +33,7 @@ FEW_SYMBOLS = 1 << 22
 """Up to here the tables of many classes can cost more than they save."""
 TURNS, ROUNDS, REUSES = 2, 2, 4
 """Fits of a and b; of codes of rows and of columns; renewals of what codes cost."""
-FLOOR = 1 / 128
+FLOOR = 1 / 64
 """Mean square that is added to each row and column: below it nearly all symbols are 0, and classes
 for them would save next to nothing."""
 OUTLIERS = 0.002
@@ -72,11 +72,12 @@ class _Member:
         the columns' scales is 0.
         """
         self.matrix, self.factor = matrix, factor
-        plain = [self.fitted(axis, np.zeros(matrix.shape[1 - axis])) for axis in (0, 1)]
+        self.scales: list[Floats] = [np.zeros(n) for n in matrix.shape]
+        plain = [self.fitted(axis, self.scales[1 - axis]) for axis in (0, 1)]
         self.weights = [
             matrix.shape[1 - axis] * np.minimum(1, 2 * 4 ** plain[axis]) for axis in (0, 1)
         ]
-        self.scales = plain
+        self.scales[0] = plain[0]
         for _ in range(TURNS):
             for axis in (1, 0):
                 self.scales[axis] = self.fitted(axis, self.scales[1 - axis])
@@ -86,18 +87,22 @@ class _Member:
     def fitted(self, axis: int, other: Floats) -> Floats:
         """Scales of the rows (axis 0) or columns, given those of the `other` axis.
 
-        einsum and not a matrix product: its sums do not depend on the number of threads.
+        The square of a symbol of mean square v varies by about v (1 + 2 v): rare ones are counts,
+        large ones are Gaussian. Their ratios to the `other` axis are averaged accordingly. einsum
+        and not a matrix product, as its sums do not depend on the number of threads.
         """
-        weight = np.exp2(-2 * other).astype(np.float32)
+        ratio = np.exp2(2 * other)
+        weight = 1 / (1 + 2 * ratio * 4 ** np.median(self.scales[axis]))
+        weight32 = weight.astype(np.float32)
         total = np.zeros(self.matrix.shape[axis])
         for part in parts(self.matrix.shape):
             square = self.matrix[part].astype(np.float32)
             square *= square
             if axis == 0:
-                total[part] = np.einsum("rc,c->r", square, weight)
+                total[part] = np.einsum("rc,c->r", square, weight32)
             else:
-                total += np.einsum("r,rc->c", weight[part], square)
-        mean = total * (self.factor / self.matrix.shape[1 - axis]) + FLOOR
+                total += np.einsum("r,rc->c", weight32[part], square)
+        mean = total * (self.factor / (weight * ratio).sum()) + FLOOR / np.median(ratio)
         return np.asarray(0.5 * np.log2(mean))
 
 
