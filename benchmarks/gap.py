@@ -34,7 +34,7 @@ from torch import Tensor
 
 from qpack.codec import rans
 from qpack.environment import provenance
-from qpack.quant.columns import SHRINK
+from qpack.quant.columns import RATE_SHARE, SHRINK
 from qpack.quant.tcq import round_column
 from qpack.trellis import STATES
 
@@ -96,7 +96,7 @@ def measure(x: Tensor, states: int) -> list[dict[str, Any]]:
 
 def d_of(states: int) -> float:
     """The default weight of the rate; a scalar quantizer rounds to nearest."""
-    return SHRINK[states] if states else 0.0
+    return RATE_SHARE * SHRINK[states] if states else 0.0
 
 
 def rounded(x: Tensor, step: float, states: int, *, rows: int = ROWS) -> NDArray[np.int16]:
