@@ -12,8 +12,9 @@ being the root mean square of the tensor's weights. In logarithms a step is a te
 term for its row plus a term for its column; any of the three can be left out.
 
 Codes are of 64 to an octave, but steps are rounded to coarser grids, which make the codes cheap.
-The loss of a step that is off by at most a factor 2^a falls with a^2: on golf27m columns rounded to
-1/4 octave and rows to 1/16 cost nothing that could be measured.
+The loss of a step that is off by at most a factor 2^a falls with a^2. On golf27m, rows and columns
+rounded to 64 and 64, 16 and 16, 16 and 8, 16 and 4, 8 and 4 steps to an octave have the same bits
+and the same KL within 1 %, but codes of 56, 39, 35, 32 and 27 kB; 16 and 2 lost 1 % of KL.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from qpack.quant.plan import classify, make_plan
 from qpack.quant.qat import LateQAT, Start
 from qpack.recipe import parse_recipe
 
+from . import rd_net
 from .qat_net import RULES, Net, recipe_of
 from .reference import correlated_inputs
 
@@ -38,6 +39,21 @@ def test_cuda_agrees_with_the_cpu() -> None:
         other = out["cuda"][1][name]
         assert (other.row_codes == tensor.row_codes).all()
         assert (other.integers != tensor.integers).mean() < 1e-3
+
+
+@pytest.mark.parametrize("trellis", [0, 8])
+def test_rule_rd_on_cuda_agrees_with_the_cpu(trellis: int) -> None:
+    tensors, plan, statistics = rd_net.case(f"trellis = {trellis}\ngains = true")
+    out = {
+        device: Quantizer(tensors, plan, statistics, device=device).quantize(0.7)
+        for device in ("cpu", "cuda")
+    }
+    for name, tensor in out["cpu"].items():
+        other = out["cuda"][name]
+        assert (other.row_codes == tensor.row_codes).all()
+        assert tensor.col_codes is not None and other.col_codes is not None
+        assert abs(other.col_codes - tensor.col_codes).max() <= 1
+        assert (other.integers != tensor.integers).mean() < 0.05  # one early change moves others
 
 
 @pytest.fixture
