@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from qpack import distributed
+from qpack.artifact.estimate import tensor_entropy_bytes
 from qpack.artifact.writer import write_atomic
 from qpack.checkpoint import Checkpoint, build_model
 from qpack.choose import Judge
 from qpack.eval.bpb import Score, compare
-from qpack.fit import Fitter, tensor_entropy_bytes
+from qpack.fit import Fitter
 from qpack.generate import sample_tokens
 from qpack.inputs import (
     Inputs,

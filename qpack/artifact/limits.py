@@ -1,4 +1,6 @@
-"""Every limit of the format, in one place. docs/FORMAT.md states them; tests stand on each edge.
+"""Limits of the format, those inside a rANS segment apart (`qpack.codec.rans` has them).
+
+docs/FORMAT.md states them all; tests stand on each edge.
 
 A number from a file is compared with these before anything is allocated from it.
 """

@@ -10,8 +10,12 @@ import pytest
 
 from qpack.artifact import layout, limits
 from qpack.codec import filters
+from qpack.codec.rans.decode import LANES_LOG_MAX
+from qpack.codec.rans.schedule import STEPS_MAX
+from qpack.codec.rans.side import CLASSES_MAX, SIDE_BYTES_MAX
 from qpack.codec.registry import codecs
 from qpack.tensors import MANTISSA_BITS
+from qpack.trellis import POLYNOMIALS
 from tests.samples import both
 
 TEXT = (Path(__file__).parents[3] / "docs" / "FORMAT.md").read_text("utf-8")
@@ -69,6 +73,16 @@ def test_element_types() -> None:
 )
 def test_limits(what: str, value: str) -> None:
     assert f"| {what} | {value} |" in TEXT
+
+
+def test_rans() -> None:
+    assert f"| steps of a rans segment, of codes and integers together | {STEPS_MAX:,} |" in TEXT
+    lanes = f"{1 << LANES_LOG_MAX:,}; {CLASSES_MAX}"
+    assert f"| lanes; classes of a rans segment | {lanes} |" in TEXT
+    assert SIDE_BYTES_MAX == 1 << 20
+    assert "| decoded side block of a rans segment | 1 MiB |" in TEXT
+    for states, (h0, h1) in POLYNOMIALS.items():
+        assert f"| {states} | {h0:o} | {h1:o} |" in TEXT
 
 
 def test_limits_that_are_powers() -> None:
