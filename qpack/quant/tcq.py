@@ -108,7 +108,7 @@ class _Column:
                 chunk = self._waiting.popleft()
             except IndexError:
                 return
-            self._search(*self._arrays, chunk.start, chunk.stop)
+            self._search(*self._arrays, (chunk.start, chunk.stop))
 
 
 @cache
@@ -124,10 +124,10 @@ def _search(states: int) -> Any:
     forward = njit(_forward(states, nearest, njit(_lowest)))
     back = njit(_back(states, nearest))
 
-    def search(u: Any, shrink: Any, out: Any, starts: Any, first: int, last: int) -> None:
+    def search(u: Any, shrink: Any, out: Any, starts: Any, which: Any) -> None:
         segments = len(starts) - 1
         chosen = np.empty(u.shape[1], np.uint64)
-        for number in range(first, last):
+        for number in range(which[0], which[1]):
             entry, part = number // segments, number % segments
             begin, end = starts[part], starts[part + 1]
             values, weights = u[entry, begin:end], shrink[entry, begin:end]
@@ -135,7 +135,8 @@ def _search(states: int) -> Any:
             back(values, weights, chosen, state, out[entry, begin:end])
 
     matrix = "float32[:, ::1]"
-    return njit(f"void({matrix}, {matrix}, {matrix}, int64[::1], int64, int64)", nogil=True)(search)
+    types = f"void({matrix}, {matrix}, {matrix}, int64[::1], UniTuple(int64, 2))"
+    return njit(types, nogil=True)(search)
 
 
 def _njit() -> Any:
