@@ -150,7 +150,7 @@ def test_pack_options(qpack: Runner, asked: list[PackOptions]) -> None:
     expected = PackOptions(
         checkpoint=Path("m.safetensors"), budget_bytes=16_000_000, out=Path("m.qpk"),
         tokenizer=Path("t.model"), calib=None, calib_tokens=1, val=Path("v.bin"), val_tokens=2,
-        window=3, recipe=Path("r.toml"), knob="qmax", codecs=("lzma", "zstd"), stdlib_codecs=True,
+        window=3, recipe="r.toml", knob="qmax", codecs=("lzma", "zstd"), stdlib_codecs=True,
         code=(Path("a.py"), Path("b.py")), embed_tokenizer=True, save_stats=Path("s"),
         stats=Path("t"), device="cpu", seed=4, force=True, report=Path("r.json"),
         command=options.command,

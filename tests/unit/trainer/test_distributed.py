@@ -23,7 +23,7 @@ SECTIONS: dict[str, Any] = {
     "data": {"curriculum": 0.1},
     "average": {"ema_decay": 0.9, "ship": "ema"},
     "qat": {"start_progress": 0.5},
-    "pack": {"budget": 60_000},
+    "pack": {"budget": 60_000, "recipe": "record"},
     "phase": [{"step": 4, "layer_order": [0, 1, 0, 1]}],
     "loop": {"validations": 2, "val_tokens": 300},
 }

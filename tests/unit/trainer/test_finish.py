@@ -115,7 +115,7 @@ def test_an_average_that_never_began_is_not_shipped(
 
 
 def test_late_qat_that_never_starts_is_told(config: dict[str, Any], tmp_path: Path) -> None:
-    sections = {"qat": {"start_step": 100}, "pack": {"budget": 60_000}}
+    sections = {"qat": {"start_step": 100}, "pack": {"budget": 60_000, "recipe": "record"}}
     told = Told()
     run(changed(config, **sections), tmp_path / "run", progress=told)
     assert "late QAT never switched on: its start was not reached" in told.warnings

@@ -38,7 +38,7 @@ def test_killed_again_and_again(config: dict[str, Any], tmp_path: Path) -> None:
         loop={"max_steps": 400, "checkpoint_every": 1, "log_every": 7},
         average={"ema_decay": 0.9, "ship": "ema"},
         qat={"start_progress": 0.5},
-        pack={"budget": 60_000},
+        pack={"budget": 60_000, "recipe": "record"},
     )
     whole = run(config, tmp_path / "whole" / "run")
     path, folder = tmp_path / "config.json", tmp_path / "parts" / "run"

@@ -29,7 +29,7 @@ EVERYTHING: dict[str, Any] = {
     "data": {"curriculum": 0.1},
     "average": {"ema_decay": 0.9, "swa_every": 2, "swa_below": 0.9, "ship": "mixture"},
     "qat": {"start_progress": 0.5, "soft_rounding": [1.0, 16.0]},
-    "pack": {"budget": 60_000},
+    "pack": {"budget": 60_000, "recipe": "record"},
     "phase": [{"at": 0.3, "layer_order": [0, 1, 2, 1, 2, 3]}],
 }
 """State of every kind that a run can have."""
@@ -147,7 +147,7 @@ def test_metrics_are_lines_of_json(config: dict[str, Any], tmp_path: Path, val: 
 def test_late_qat_switches_on_and_says_how_far_the_weights_are(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
-    sections = {"qat": {"start_progress": 0.5}, "pack": {"budget": 60_000}}
+    sections = {"qat": {"start_progress": 0.5}, "pack": {"budget": 60_000, "recipe": "record"}}
     run(changed(config, **sections), tmp_path / "on")
     run(config, tmp_path / "off")
     (row,) = [row for row in metrics(tmp_path / "on") if "qat_mean_error" in row]
