@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/TRAINING.md")
+DOCUMENTS = ("README.md", "docs/TRAINING.md", "docs/QUANTIZATION.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -178,6 +178,36 @@ def training_quality() -> str:
     return table([*head, "weights"], rows)
 
 
+def gap() -> str:
+    """Rounding against the Gaussian bound, a row a trellis."""
+    by_states: dict[int, list[float]] = {}
+    for row in result("gap")["rows"]:
+        by_states.setdefault(row["states"], []).append(row["gap"])
+    rows = [
+        [f"{states} states" if states else "none", f"{min(gaps):.3f}", f"{max(gaps):.3f}"]
+        for states, gaps in by_states.items()
+    ]
+    return table(["trellis", "least bits over the bound", "most"], rows)
+
+
+def rate_distortion() -> str:
+    """Quantizers at the bytes of the record recipe."""
+    rows = [
+        [
+            name,
+            f"{row['bytes']:,}",
+            f"{row['bits_per_weight']:.3f}",
+            f"{row['kl']:.5f}",
+            f"{row['kl_ratio']:.3f}",
+            f"{row['gap']:+.5f}",
+        ]
+        for name, row in result("rate_distortion_golf27m")["rows"].items()
+        if "recipe's KL" not in name
+    ]
+    head = ["golf27m", "bytes of the file", "bits a weight", "KL", "of the recipe's", "BPB gap"]
+    return table(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "bits": bits,
@@ -187,6 +217,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "training_profile": training_profile,
     "training_quality": training_quality,
     "muon": muon,
+    "gap": gap,
+    "rate_distortion": rate_distortion,
 }
 
 
