@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -199,3 +200,17 @@ def test_own_rows_are_whole_files(
     assert 0.99 * record["bytes"] < ours["bytes"] <= record["bytes"]
     assert ours["facts"]["knob"] == "c"
     assert ours["kl"] > 0 and record["kl"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("lrzip") is None, reason="needs the program lrzip")
+def test_lrzip_gives_back_what_it_was_given(
+    peers: dict[str, ModuleType], given: PackOptions, tmp_path: Path
+) -> None:
+    bench = peers["run"].Bench(options_for(given, tmp_path))
+    rows = peers["rows"].ROWS
+    through = bench.measured(rows["record recipe, lrzip"])
+    record = bench.measured(rows["record recipe, brotli"])
+    assert through["kl"] == record["kl"]
+    assert through["bytes"] != record["bytes"]
+    assert 0.9 < through["bytes"] / record["bytes"] < 1.2
