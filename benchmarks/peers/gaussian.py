@@ -23,7 +23,7 @@ from rows import OWN, chosen
 
 from qpack.environment import provenance
 
-SIDE, DEVIATION, SEED = 1024, 1 / 32, 0
+SIDE, DEVIATION, SEED = 1024, 1 / 7, 0
 NAME = "normal"
 ENVIRONMENTS = Path("runs/peers")
 
