@@ -10,6 +10,9 @@ Legend: w a weight as the column loop left it, s a row's step, t the column's st
                bits: `shrink` (m s t)^2 / sigma^2 is added to its squared error, in units of s t.
 
 The gain is applied before the error is fed on, so that later columns make up for what it leaves.
+It pays in squared error alone. On golf27m, at c of 1.1 and 1.5, scalar and with a trellis at a
+RATE_SHARE of 1, gains lowered the loss that the quadratic form predicts, by up to 2 % at equal
+bits, yet raised the KL by 1 to 8 %: they shrink all weights together. The default recipe has none.
 """
 
 from __future__ import annotations
