@@ -34,8 +34,10 @@ class Tokenizer:
     path: Path
     sha256: str
     """Hex digest of the model file."""
+    piece_texts: tuple[bytes, ...] = field(repr=False)
+    """UTF-8 text of each piece without its leading space mark; empty for boundaries"""
     piece_bytes: NDArray[np.int64]
-    """(vocab,) UTF-8 bytes of each piece without its leading space mark; 0 for boundaries"""
+    """(vocab,) lengths of `piece_texts`"""
     leading_space: NDArray[np.bool_]
     """(vocab,) the piece begins with the space mark"""
     boundary: NDArray[np.bool_]
@@ -50,15 +52,23 @@ class Tokenizer:
         `sentencepiece` package is not installed.
         """
         try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read tokenizer {path}: {error.strerror}") from error
+        return cls.from_bytes(model, path=path)
+
+    @classmethod
+    def from_bytes(cls, model: bytes, *, path: Path) -> Tokenizer:
+        """The SentencePiece model whose file holds `model`; `path` is what to call it.
+
+        Raises as `load`.
+        """
+        try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
             raise SetupError(
                 "tokenizers need the package sentencepiece", hint="pip install sentencepiece"
             ) from error
-        try:
-            model = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read tokenizer {path}: {error.strerror}") from error
         processor = SentencePieceProcessor()
         try:
             # An empty file parses as an empty model, which aborts when it is used.
@@ -72,7 +82,8 @@ class Tokenizer:
         return cls(
             path=path,
             sha256=hashlib.sha256(model).hexdigest(),
-            piece_bytes=np.array([row[0] for row in pieces], dtype=np.int64),
+            piece_texts=tuple(row[0] for row in pieces),
+            piece_bytes=np.array([len(row[0]) for row in pieces], dtype=np.int64),
             leading_space=np.array([row[1] for row in pieces], dtype=np.bool_),
             boundary=np.array([row[2] for row in pieces], dtype=np.bool_),
             _processor=processor,
@@ -95,6 +106,14 @@ class Tokenizer:
         """Tokens of `text`, without BOS or EOS."""
         tokens: list[int] = self._processor.encode(text)
         return tokens
+
+    def encode_aligned(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of `text`, and where in it each one's characters end: its offset, never falling.
+
+        Characters that the tokenizer drops belong to a token beside them, or to none at the end.
+        """
+        found: dict[str, Any] = self._processor.encode(text, return_type="offset_mapping")
+        return list(found["ids"]), [int(end) for _, end in found["offsets"]]
 
     def encode_batch(self, texts: Sequence[str], *, num_threads: int = -1) -> list[list[int]]:
         """Tokens of each of `texts`, in parallel (-1: one thread a core). No BOS or EOS."""
@@ -119,6 +138,14 @@ class Tokenizer:
         self._check(np.array(ids, dtype=np.int64))
         text: str = self._processor.decode(ids)
         return text
+
+    def text_after(self, prev: int, token: int) -> bytes:
+        """The UTF-8 text that `token` stands for after `prev`; `bytes_of` counts it.
+
+        Pieces of one byte make that byte, so the texts of a stream are joined before decoding.
+        """
+        space = b" " if self.leading_space[token] and not self.boundary[prev] else b""
+        return space + self.piece_texts[token]
 
     def bytes_of(
         self,
@@ -159,12 +186,12 @@ class Tokenizer:
             )
 
 
-def _piece(processor: Any, token: int) -> tuple[int, bool, bool]:
-    """Bytes without the leading space mark, whether there is one, whether it is a boundary."""
+def _piece(processor: Any, token: int) -> tuple[bytes, bool, bool]:
+    """Text without the leading space mark, whether there is one, whether it is a boundary."""
     if processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token):
-        return 0, False, True
-    if processor.is_byte(token):
-        return 1, False, False
+        return b"", False, True
     piece: str = processor.id_to_piece(token)
+    if processor.is_byte(token):
+        return bytes([int(piece[1:-1], 16)]), False, False
     text = piece.removeprefix(SPACE_MARK)
-    return len(text.replace(SPACE_MARK, " ").encode()), text != piece, False
+    return text.replace(SPACE_MARK, " ").encode(), text != piece, False

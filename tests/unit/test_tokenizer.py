@@ -6,7 +6,7 @@ import hashlib
 import json
 import lzma
 import sys
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,25 @@ def test_bytes_are_those_of_the_decoded_text(tokenizer: Tokenizer, text: str) ->
     """The tokenizer normalises; what is counted is the text that its tokens stand for."""
     tokens = tokenizer.encode(text)
     assert counted(tokenizer, text) == len(tokenizer.decode(tokens).encode())
+
+
+@settings(max_examples=200)
+@given(text=st.text(max_size=40))
+def test_the_texts_of_the_tokens_are_the_text(tokenizer: Tokenizer, text: str) -> None:
+    tokens = tokenizer.encode(text)
+    pairs = pairwise([BOS, *tokens])
+    joined = b"".join(tokenizer.text_after(prev, token) for prev, token in pairs)
+    assert joined.decode() == tokenizer.decode(tokens)
+
+
+def test_where_tokens_end_in_the_text(tokenizer: Tokenizer) -> None:
+    text = "  The\ndog  na\u00efve \u65e5 x "
+    tokens, ends = tokenizer.encode_aligned(text)
+    assert tokens == tokenizer.encode(text)
+    assert ends == sorted(ends)
+    pieces = [text[start:end] for start, end in pairwise([0, *ends])]
+    assert "".join(pieces) == text[: ends[-1]]
+    assert len(pieces) == len(tokens)
 
 
 def test_a_lone_space_piece_is_one_byte(tokenizer: Tokenizer) -> None:

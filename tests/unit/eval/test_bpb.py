@@ -30,6 +30,7 @@ def three() -> Tokenizer:
     return Tokenizer(
         path=Path("three.model"),
         sha256="",
+        piece_texts=(b"", b"a", b"bc"),
         piece_bytes=np.array([0, 1, 2]),
         leading_space=np.array([False, True, False]),
         boundary=np.array([True, False, False]),
