@@ -24,6 +24,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qpack.artifact.encode import encode
 from qpack.artifact.reader import read
 from qpack.artifact.writer import render, write_atomic
@@ -315,13 +317,21 @@ def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 def clocked(seconds: dict[str, Any], name: str) -> Iterator[None]:
     """Put the seconds of what happens within, by the clock and of the processor, under `name`:
     those of the last time, and how often it happened."""
+    settle()
     begin, busy = time.perf_counter(), time.process_time()
     yield
+    settle()
     seconds[name] = {
         "wall": time.perf_counter() - begin,
         "cpu": time.process_time() - busy,
         "times": seconds.get(name, {"times": 0})["times"] + 1,
     }
+
+
+def settle() -> None:
+    """Wait for what a CUDA device still has to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qpack.checkpoint import load
+from qpack.device import choose
 from qpack.eval.bpb import score
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard
@@ -31,7 +32,7 @@ def main() -> None:
         record["config"]["data"].pop(key, None)
     record["curve"] = curve(options.folder)
     if options.score:
-        record["scores"] = scores(options.folder, options.tokenizer, options.score)
+        record["scores"] = scores(options)
     options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -40,6 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--score", nargs="+", metavar="NAME=SHARD", default=[])
     parser.add_argument("--tokenizer", type=Path, help="for --score")
+    parser.add_argument("--device", default="auto", help="for --score")
     parser.add_argument("-o", "--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -52,12 +54,15 @@ def curve(folder: Path) -> list[dict[str, Any]]:
     return [rows[i] for i in sorted(picked)]
 
 
-def scores(folder: Path, tokenizer: Path, wanted: list[str]) -> dict[str, Any]:
-    """Bits per byte of the checkpoint on each `NAME=SHARD`."""
-    model, pieces = load(folder / MODEL), Tokenizer.load(tokenizer)
-    window = json.loads((folder / RECORD).read_text("ascii"))["config"]["loop"]["sequence"]
+def scores(options: argparse.Namespace) -> dict[str, Any]:
+    """Bits per byte of the checkpoint, in float32, on each `NAME=SHARD`."""
+    device, _ = choose(options.device)
+    model = load(options.folder / MODEL, device=str(device))
+    pieces = Tokenizer.load(options.tokenizer)
+    record = json.loads((options.folder / RECORD).read_text("ascii"))
+    window = record["config"]["loop"]["sequence"]
     found = {}
-    for entry in wanted:
+    for entry in options.score:
         name, _, shard = entry.partition("=")
         got = score(model, read_shard(Path(shard)), pieces, window=window, max_tokens=TARGETS)
         found[name] = {"bpb": got.bpb, "nats": got.nats, "bytes": got.bytes, "tokens": got.tokens}
