@@ -2,8 +2,7 @@
 
 Every target is scored once, by a full normalised distribution over the vocabulary: log-softmax in
 float64 of the model's float32 logits, summed in float64. Bytes are exact integers from the
-tokenizer. A sum over windows does not depend on how windows are batched. Logits are reduced in
-row blocks, so memory beyond the model's own logits stays constant whatever the vocabulary.
+tokenizer. Windows are batched as `batches.py` says.
 Source: `techniques.md` 8.1 and 8.2.
 """
 
@@ -11,28 +10,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from qpack.errors import ConfigError, DataError
+from qpack.eval.batches import (
+    batch_size,
+    batches,
+    blocks,
+    device_of,
+    gather,
+    precise_dtype,
+    scored_logits,
+)
 from qpack.eval.modes import evaluating
 from qpack.eval.windows import Window, windows
 from qpack.progress import SILENT, Progress, Task
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import check_vocab
-
-BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
-"""Tokens of one forward pass: on a CPU more of them leave its caches and run slower."""
-LOGITS_BYTES = 1 << 30
-"""Most bytes of float32 logits that one forward pass may give."""
-BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 26}
-"""Logits reduced at a time in float64: 1 MiB stays in a core's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,11 +137,11 @@ def _score_all(
     num_bytes = tokenizer.text_bytes(tokens)
     if num_bytes == 0:
         raise DataError("the tokens to score stand for no text")
-    device = _device_of(models[0]) if device is None else torch.device(device)
-    batch = batch or _batch_size(device, window, tokenizer.vocab_size)
+    device = device_of(models[0]) if device is None else torch.device(device)
+    batch = batch or batch_size(device, window, tokenizer.vocab_size)
     began = time.perf_counter()
     with progress.stage("score", total=len(tokens) - 1, unit="tokens") as task:
-        nats, divergence = _accumulate(models, tokens, _batches(plan, batch), device, task)
+        nats, divergence = _accumulate(models, tokens, batches(plan, batch), device, task)
     seconds = time.perf_counter() - began
     if not all(map(math.isfinite, (*nats, divergence))):
         raise DataError("a model gives no finite score", hint="look for NaN or Inf in its weights")
@@ -168,16 +168,15 @@ def _accumulate(
     task: Task,
 ) -> tuple[list[float], float]:
     """Total nats of each model, and total KL of the last to the first (0 for one model)."""
-    # MPS has no float64.
-    precise = torch.float32 if device.type == "mps" else torch.float64
+    precise = precise_dtype(device)
     nats = torch.zeros(len(models), dtype=precise, device=device)
     divergence = torch.zeros((), dtype=precise, device=device)
     with torch.no_grad(), evaluating(*models):
         for group in batches:
-            inputs, targets = _gather(tokens, group, device)
+            inputs, targets = gather(tokens, group, device)
             skip = group[0].skip
-            logits = [_logits(model, inputs)[:, skip:] for model in models]
-            for rows, goal in _blocks(logits, targets[:, skip:]):
+            logits = [scored_logits(model, inputs, skip) for model in models]
+            for rows, goal in blocks(logits, targets[:, skip:]):
                 logs = [row.log_softmax(-1, dtype=precise) for row in rows]
                 nats -= torch.stack([log.gather(-1, goal[:, None]).sum() for log in logs])
                 if len(logs) == 2:
@@ -209,53 +208,3 @@ def _checked(
         tokens = tokens[: max_tokens + 1]
     check_vocab(tokens, tokenizer.vocab_size, getattr(tokens, "filename", None) or "tokens")
     return tokens
-
-
-def _batch_size(device: torch.device, window: int, vocab_size: int) -> int:
-    """Windows a forward pass: enough for the device's speed, within the limit of memory."""
-    fast = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
-    return max(1, min(fast, LOGITS_BYTES // (4 * vocab_size)) // window)
-
-
-def _batches(plan: Sequence[Window], batch: int) -> Iterator[list[Window]]:
-    """Groups of up to `batch` windows of one shape, in order."""
-    for _, same in groupby(plan, key=lambda item: (item.length, item.skip)):
-        group = list(same)
-        for i in range(0, len(group), batch):
-            yield group[i : i + batch]
-
-
-def _gather(
-    tokens: NDArray[np.uint16], group: Sequence[Window], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of a group of windows: (B, T) int64 each, on `device`."""
-    rows = np.stack([tokens[item.start : item.start + item.length + 1] for item in group])
-    both = torch.from_numpy(rows.astype(np.int64)).to(device)
-    return both[:, :-1], both[:, 1:]
-
-
-def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits of `inputs` (B, T): (B, T, V). Raises `DataError` when they are something else."""
-    logits = model(inputs)
-    wanted = (*inputs.shape, model.vocab_size)
-    if not isinstance(logits, Tensor) or logits.shape != wanted:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise DataError(f"{type(model).__name__} gave {got}, not logits of shape {wanted}")
-    return logits
-
-
-def _blocks(logits: Sequence[Tensor], targets: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Pieces of rows of every model's `logits` (B, T, V) beside their targets (B, T)."""
-    vocab_size = logits[0].shape[-1]
-    limit = BLOCK_ELEMENTS.get(targets.device.type, BLOCK_ELEMENTS["cuda"])
-    flat = [item.reshape(-1, vocab_size) for item in logits]
-    goals = targets.reshape(-1)
-    step = max(1, limit // vocab_size)
-    for i in range(0, len(goals), step):
-        yield [item[i : i + step] for item in flat], goals[i : i + step]
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")

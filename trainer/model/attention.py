@@ -48,34 +48,40 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         gain: Tensor | None = None,  # (D,)
     ) -> Tensor:
-        """(B, T, D), times `gain`; with a cache, x follows the positions that it holds."""
+        """(B, T, D), times `gain`; with a cache, x follows the positions that it holds.
+
+        Positions before `context.read_from` are keys and values only, and not in what is returned.
+        """
+        first = context.read_from
         q, k, v = self._heads(x, context)
-        q = rotate(rms_norm(q), *context.rotation) * self.q_gain[:, None].to(q.dtype)
-        k = rotate(rms_norm(k), *context.rotation)
+        cos, sin = context.rotation
+        q = rotate(rms_norm(q), cos[first:], sin[first:]) * self.q_gain[:, None].to(q.dtype)
+        k = rotate(rms_norm(k), cos, sin)
         keys, values = k.transpose(1, 2).to(v.dtype), v.transpose(1, 2)
         if cache is not None:
             keys, values = cache.append(context.start, keys, values)
         y = attend(q.transpose(1, 2).to(v.dtype), keys, values, context.mask).transpose(1, 2)
         if self.xsa:
-            y = exclude_own_value(y, v, self.xsa_gate)
+            y = exclude_own_value(y, v[:, first:], self.xsa_gate)
         out: Tensor = self.proj(y.flatten(2), gain)
         return out
 
     def _heads(self, x: Tensor, context: Context) -> list[Tensor]:
-        """Queries (B, T, H, d), keys and values (B, T, Hk, d).
+        """Queries (B, T - read_from, H, d), keys and values (B, T, Hk, d).
 
         One product where the graph is compiled: x is read once, and its gradient written once.
         Three elsewhere, because calibration recognises weights by their storage.
         """
-        layers = (self.c_q, self.c_k, self.c_v)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not context.read_from:
+            layers = (self.c_q, self.c_k, self.c_v)
             weight = torch.cat([layer.weight for layer in layers]).to(x.dtype)
             q, k, v = torch.split(nn.functional.linear(x, weight), self.widths, dim=-1)
         else:
-            q, k, v = (layer(x) for layer in layers)
+            read = x[:, context.read_from :] if context.read_from else x
+            q, k, v = self.c_q(read), self.c_k(x), self.c_v(x)
         if self.value_scale is not None and context.values is not None:
             v = v + self.value_scale.to(v.dtype) * context.values
-        return [part.view(*x.shape[:2], -1, self.head_dim) for part in (q, k, v)]
+        return [part.view(*part.shape[:2], -1, self.head_dim) for part in (q, k, v)]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:

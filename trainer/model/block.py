@@ -49,11 +49,19 @@ class Block(nn.Module):
             self.lane_route = nn.Parameter(torch.ones(2, 2))
 
     def forward(self, x: Lanes, context: Context, cache: LayerCache | None = None) -> Lanes:
-        """The stream after this layer, in as many lanes as its form has."""
+        """The stream after this layer, in as many lanes as its form has.
+
+        With `context.read_from`, only from that position on: nothing reads the others any more, but
+        attention still sees them.
+        """
+        first = context.read_from
 
         def mix(x: Tensor) -> Tensor:
             m = self.resid_mix.to(x.dtype)
-            return m[0] * x + m[1] * context.x0
+            return m[0] * x + m[1] * context.x0[:, -x.size(1) :]
+
+        def read(x: Tensor) -> Tensor:
+            return x[:, first:] if first else x
 
         def attention(x: Tensor) -> Tensor:
             out: Tensor = self.attn(x, context, cache, self.attn_scale)
@@ -63,7 +71,7 @@ class Block(nn.Module):
             out: Tensor = self.mlp(x, self.mlp_scale)
             return out
 
-        parts = {"mix": mix, "norm": self._norm, "attention": attention, "mlp": mlp}
+        parts = {"mix": mix, "norm": self._norm, "attention": attention, "mlp": mlp, "read": read}
         match self.form:
             case "off":
                 return (parallel.sequential(x[0], **parts),)

@@ -21,3 +21,5 @@ class Context(NamedTuple):
     """(B, T, kv_dim) value embeddings."""
     start: int = 0
     """Position of the first of the T tokens."""
+    read_from: int = 0
+    """Index of the first of the T tokens whose output is read after this block."""

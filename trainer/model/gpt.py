@@ -97,13 +97,19 @@ class GPT(nn.Module):
         if c.value_embed_layers:
             self.value_embed = ValueEmbedding(c.vocab_size, c.value_embed_dim, c.kv_dim)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits (B, T, V), float32. With a cache, `tokens` follow those it has seen."""
+    def forward(self, tokens: Tensor, cache: Cache | None = None, scored_from: int = 0) -> Tensor:
+        """Logits (B, T - scored_from, V), float32, of the positions from `scored_from` on.
+
+        With a cache, `tokens` follow those it has seen. Of the positions before `scored_from` the
+        last block computes keys and values alone.
+        """
+        if not 0 <= scored_from < tokens.size(1):
+            raise ConfigError(f"scored_from {scored_from}: there are {tokens.size(1)} positions")
         seen = self._history(tokens, cache)
-        hidden = self._hidden(tokens, seen, cache)
+        hidden = self._hidden(tokens, seen, cache, scored_from)
         logits = nn.functional.linear(hidden, self._head.to(hidden.dtype)).float()
         if isinstance(self.engram, EngramLogits):
-            logits = logits + self.engram(seen, hidden.dtype).float()
+            logits = logits + self.engram(seen.after(scored_from), hidden.dtype).float()
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
     def hidden(self, tokens: Tensor) -> Tensor:
@@ -185,15 +191,19 @@ class GPT(nn.Module):
         cache.check(tokens, self.layer_order)
         return history(tokens, cache.last_tokens, cache.num_tokens)
 
-    def _hidden(self, tokens: Tensor, seen: History, cache: Cache | None) -> Tensor:
-        lanes = self._layers(self._context(tokens, seen, cache), cache)
+    def _hidden(
+        self, tokens: Tensor, seen: History, cache: Cache | None, scored_from: int = 0
+    ) -> Tensor:
+        context = self._context(tokens, seen, cache)
+        last = self._last(context, tokens, cache, scored_from) if scored_from else context
+        lanes = self._layers(context, last, cache)
         x = self.read_lanes(lanes, self.lane_merge)
         if cache is not None:
             cache.remember(tokens)
         return x
 
-    def _layers(self, context: Context, cache: Cache | None) -> Lanes:
-        """The residual stream after the last layer."""
+    def _layers(self, context: Context, last: Context, cache: Cache | None) -> Lanes:
+        """The residual stream after the last layer, whose context is `last`."""
         order, weights, gates = self.layer_order, self.skip_weights, self.skip_gates
         num_encoder = len(order) // 2 if weights is not None else 0
         x: Lanes = (context.x0,)
@@ -203,7 +213,8 @@ class GPT(nn.Module):
                 i = step - num_encoder
                 gate = None if gates is None else gates[i]
                 x = self.add_skip(x, stack.pop(), weights[i], gate)
-            x = self.blocks[index](x, context, None if cache is None else cache.layers[step])
+            shared = last if step == len(order) - 1 else context
+            x = self.blocks[index](x, shared, None if cache is None else cache.layers[step])
             if step < num_encoder:
                 stack.append(x)
         return x
@@ -237,6 +248,22 @@ class GPT(nn.Module):
             one = torch.zeros_like(tokens[:1]) if documents is None else documents
             return block_mask(one, masked=documents is not None)
         return dense_mask(start, tokens.size(1), documents, tokens.device)
+
+    def _last(
+        self, context: Context, tokens: Tensor, cache: Cache | None, scored_from: int
+    ) -> Context:
+        """The last block's context where only positions from `scored_from` on are read.
+
+        Its queries begin within the keys, which only a dense mask can say.
+        """
+        documents = None
+        if cache is not None:
+            documents = cache.documents
+        elif self.config.document_mask:
+            documents = document_numbers(tokens, self.config.bos_token)
+        start, count = context.start + scored_from, tokens.size(1) - scored_from
+        mask = dense_mask(start, count, documents, tokens.device)
+        return context._replace(mask=mask, read_from=scored_from)
 
     def stem(self, tokens: Tensor, seen: History, cache: Cache | None) -> Tensor:
         """x0, (B, T, D), in the dtype of the stream."""

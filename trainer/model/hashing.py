@@ -31,6 +31,11 @@ class History(NamedTuple):
     positions: Tensor
     """(T,), from 0."""
 
+    def after(self, first: int) -> History:
+        """Of the positions from `first` on."""
+        c, p, pp = (tokens[:, first:] for tokens in self[:3])
+        return History(c, p, pp, self.positions[first:])
+
 
 def history(tokens: Tensor, before: Tensor | None = None, start: int = 0) -> History:
     """Of `tokens` (B, T) at positions from `start` on; `before` (B, n) are the n ahead of them.

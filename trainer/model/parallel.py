@@ -14,6 +14,9 @@ last block `lanes` are merged as m lane0 + (1 - m) lane1 with one learned m, fro
 as their mean. #1440 went on adding U-Net skips to the stream after the split, where nothing read
 them, so that their weights were dead; here, as in #1204, a skip goes to both lanes (`skips.py`).
 
+`read` leaves out the positions whose output nothing reads after the block: of the last block, those
+that are not scored. `attention` returns what is left, and still sees all of its input.
+
 Forms go by the index of the block, also where blocks repeat. `lanes` and `routed` cannot go back to
 a single stream, so an order of layers that returns below `parallel_from` is refused (`rules.py`).
 """
@@ -30,25 +33,29 @@ Branch = Callable[[Tensor], Tensor]
 
 
 def sequential(
-    x: Tensor, *, mix: Branch, norm: Branch, attention: Branch, mlp: Branch
-) -> Tensor:  # fmt: skip
+    x: Tensor, *, mix: Branch, norm: Branch, attention: Branch, mlp: Branch, read: Branch
+) -> Tensor:
     """One branch after the other."""
     x = mix(x)
-    x = x + attention(norm(x))
+    x = read(x) + attention(norm(x))
     return x + mlp(norm(x))
 
 
-def stream(x: Tensor, *, mix: Branch, norm: Branch, attention: Branch, mlp: Branch) -> Tensor:
+def stream(
+    x: Tensor, *, mix: Branch, norm: Branch, attention: Branch, mlp: Branch, read: Branch
+) -> Tensor:
     """Both branches read the same."""
     x = mix(x)
-    read = norm(x)
-    return x + attention(read) + mlp(read)
+    normed = norm(x)
+    return read(x) + attention(normed) + mlp(read(normed))
 
 
-def lanes(x: Lanes, *, mix: Branch, norm: Branch, attention: Branch, mlp: Branch) -> Lanes:
+def lanes(
+    x: Lanes, *, mix: Branch, norm: Branch, attention: Branch, mlp: Branch, read: Branch
+) -> Lanes:
     """A lane for each branch; only the first mixes in the stem."""
-    first, second = mix(x[0]), x[-1]
-    return first + attention(norm(first)), second + mlp(norm(second))
+    first, second = mix(x[0]), read(x[-1])
+    return read(first) + attention(norm(first)), second + mlp(norm(second))
 
 
 def routed(
@@ -58,13 +65,14 @@ def routed(
     norm: Branch,
     attention: Branch,
     mlp: Branch,
+    read: Branch,
     keep: Tensor,  # (2,): r, of attention and of the MLP
     route: Tensor,  # (2, 2): P, branch by lane
 ) -> Lanes:
     """Each branch reads its lane and writes to both."""
     r, P = keep.to(x[0].dtype), route.to(x[0].dtype)
-    first, second = x[0], x[-1]
-    out = attention(norm(mix(first)))
+    out = attention(norm(mix(x[0])))
+    first, second = read(x[0]), read(x[-1])
     first, second = r[0] * first + P[0, 0] * out, r[0] * second + P[0, 1] * out
     out = mlp(norm(mix(second)))
     return r[1] * first + P[1, 0] * out, r[1] * second + P[1, 1] * out

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qpack.checkpoint import build_model
 from qpack.errors import ConfigError, DataError
-from qpack.eval import bpb
+from qpack.eval import batches
 from qpack.eval.bpb import compare, score
 from qpack.importing import import_file
 from qpack.tokenizer import Tokenizer
@@ -122,7 +122,7 @@ def test_blocks_do_not_matter(
     model = Recurrent(tokenizer.vocab_size, 8, generator)
     tokens = stream(200, tokenizer.vocab_size, generator)
     whole = score(model, tokens, tokenizer, window=50)
-    monkeypatch.setitem(bpb.BLOCK_ELEMENTS, "cpu", 1)
+    monkeypatch.setitem(batches.BLOCK_ELEMENTS, "cpu", 1)
     assert score(model, tokens, tokenizer, window=50).nats == pytest.approx(whole.nats, rel=1e-13)
 
 
@@ -178,7 +178,7 @@ def test_logits_of_a_batch_are_bounded(
     three: Tokenizer, table_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = table_model(torch.tensor(TABLE))
-    monkeypatch.setattr(bpb, "LOGITS_BYTES", (2 * 5 + 1) * 3 * 4)
+    monkeypatch.setattr(batches, "LOGITS_BYTES", (2 * 5 + 1) * 3 * 4)
     score(model, np.ones(100, dtype=np.uint16), three, window=5)
     assert max(math.prod(shape) for shape in model.shapes) == 2 * 5
 

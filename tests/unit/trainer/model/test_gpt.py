@@ -75,6 +75,26 @@ def test_sequences_of_a_batch_are_independent(overrides: dict[str, Any]) -> None
 
 
 @every_variant
+def test_what_is_not_scored_can_be_left_out(overrides: dict[str, Any]) -> None:
+    model = tiny(**overrides)
+    tokens = some_documents(2, 12)
+    with torch.no_grad():
+        whole = model(tokens)
+        for first in (1, 7, 11):
+            part = model(tokens, scored_from=first)
+            torch.testing.assert_close(part, whole[:, first:], rtol=1e-6, atol=1e-6)
+        cache = model.new_cache(2, 12)
+        model(tokens[:, :5], cache=cache)
+        part = model(tokens[:, 5:], cache=cache, scored_from=3)
+        torch.testing.assert_close(part, whole[:, 8:], rtol=1e-6, atol=1e-6)
+
+
+def test_something_must_be_scored() -> None:
+    with pytest.raises(ConfigError, match="scored_from 4: there are 4 positions"):
+        tiny()(some_tokens(1, 4), scored_from=4)
+
+
+@every_variant
 def test_gradients_reach_every_element(overrides: dict[str, Any]) -> None:
     """No weight without effect, such as skips into a stream that nobody reads any more."""
     model = tiny(**{"mlp_slope": 0.5, **overrides})  # without a slope a unit may never fire

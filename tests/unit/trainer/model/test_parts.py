@@ -110,7 +110,7 @@ def test_u_net_skips_are_popped_last_in_first_out() -> None:
     model.skip_weights.data = torch.tensor([[2.0], [3.0]]).double().repeat(1, 24)
     tokens = torch.tensor([[5]])
     context = model._context(tokens, history(tokens), None)
-    (x,), x0 = model._layers(context, None), context.x0
+    (x,), x0 = model._layers(context, context, None), context.x0
     # layer 2 adds 2 x (layer 1's output, 10 x0), layer 3 adds 3 x (layer 0's, x0), layer 4 nothing
     torch.testing.assert_close(x, (10 + 2 * 10 + 3) * x0)
 
