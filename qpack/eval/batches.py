@@ -47,7 +47,10 @@ def gather(
 ) -> tuple[Tensor, Tensor]:
     """Inputs and targets of a group of windows: (B, T) int64 each, on `device`."""
     rows = np.stack([tokens[item.start : item.start + item.length + 1] for item in group])
-    both = torch.from_numpy(rows.astype(np.int64)).to(device)
+    both = torch.from_numpy(rows.astype(np.int64))
+    if device.type == "cuda":  # from pinned memory the host need not wait
+        both = both.pin_memory()
+    both = both.to(device, non_blocking=True)
     return both[:, :-1], both[:, 1:]
 
 
