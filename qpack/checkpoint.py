@@ -24,7 +24,7 @@ from qpack.artifact.unpack import safetensors_pieces
 from qpack.artifact.writer import write_pieces
 from qpack.errors import CheckpointError, DataError
 from qpack.plugins import ARCHITECTURES, load_plugin
-from qpack.tensors import Contents
+from qpack.tensors import Contents, EmbeddedFile
 from qpack.torch_tensors import check_dtypes, dtype_name, tensor_bytes, to_raw, to_torch
 
 ARCHITECTURE, CONFIG, ALIASES = "qpack.architecture", "qpack.config", "qpack.aliases"
@@ -48,6 +48,8 @@ class Checkpoint:
     """what to call the model in reports"""
     tokenizer_sha256: str | None = None
     """of the tokenizer file that it was trained with, where that is known"""
+    files: tuple[EmbeddedFile, ...] = ()
+    """what the artifact that it was read from embeds"""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -196,6 +198,7 @@ def checkpoint_from_artifact(path: str | Path) -> Checkpoint:
         aliases=dict(contents.aliases),
         name=metadata.get("model_name", path.stem),
         tokenizer_sha256=metadata.get("tokenizer_sha256"),
+        files=contents.files,
     )
 
 

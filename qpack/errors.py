@@ -75,6 +75,10 @@ class TooLargeError(ArtifactError):
     """A declared size is over the reader's limits."""
 
 
+class MismatchError(ArtifactError):
+    """A compressed file needs another model, tokenizer or arithmetic than are at hand."""
+
+
 class BudgetError(QpackError):
     """Exit 5: the byte budget cannot be reached."""
 
@@ -83,6 +87,12 @@ class BudgetError(QpackError):
 
 class VerifyError(QpackError):
     """Exit 6: the written file does not decode to what was packed."""
+
+    exit_code = 6
+
+
+class EvaluationError(QpackError):
+    """Exit 6: a predictor is no code: not normalised, looking ahead, or learning too early."""
 
     exit_code = 6
 

@@ -56,7 +56,7 @@ def probe(predictor: Predictor) -> str:
     """16 hexadecimal digits that depend on every bit of the rows of a short fixed stream."""
     digest = hashlib.sha256()
     with single_thread():
-        session = predictor.start(0)
+        session = predictor.start(0, num_tokens=PROBE_TOKENS + 1)
         for i in range(PROBE_TOKENS):
             digest.update(session.log_probs().astype("<f8").tobytes())
             session.observe(i * PROBE_STEP % predictor.vocab_size)

@@ -43,8 +43,15 @@ class Session(Protocol):
 class Predictor(Protocol):
     """A model of token streams over a declared vocabulary."""
 
-    name: str
-    vocab_size: int
+    @property
+    def name(self) -> str:
+        """As it is reported."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary."""
+        ...
 
     def start(self, first: int, *, num_tokens: int | None = None) -> Session:
         """A session that has seen the token `first`, which is context and is never scored.
@@ -91,7 +98,10 @@ class MixerState(Protocol):
 class Mixer(Protocol):
     """A way to mix; holds settings and no state."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As it is reported."""
+        ...
 
     def start(self, first: int) -> MixerState:
         """A state that has seen the token `first`."""

@@ -30,8 +30,10 @@ CODES = {
     errors.CorruptError: 4,
     errors.UnsupportedError: 4,
     errors.TooLargeError: 4,
+    errors.MismatchError: 4,
     errors.BudgetError: 5,
     errors.VerifyError: 6,
+    errors.EvaluationError: 6,
     errors.ResourceError: 7,
     errors.SetupError: 8,
 }

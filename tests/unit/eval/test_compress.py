@@ -1,0 +1,171 @@
+"""Any bytes through a small model and back; what differs is refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpack.checkpoint import read_checkpoint, write_checkpoint
+from qpack.errors import (
+    CorruptError,
+    DataError,
+    MismatchError,
+    TruncatedError,
+    UnsupportedError,
+)
+from qpack.eval.coder import Coder, open_coder
+from qpack.eval.compress import compress, compress_tokens, decompress
+from qpack.eval.qpz import Compressed, parse
+from qpack.eval.residual import split
+from qpack.options import PackOptions
+
+SPEC: dict[str, Any] = {"window": 16, "stride": 8, "mix": None}
+TEXT = (
+    "The quick brown\nfox  jumps\tover it.\r\nCaf\u00e9 \u20ac42 \ufb01\n".encode()
+    + b"\xff\x00\xfe"
+)
+
+
+@pytest.fixture(scope="module")
+def coder(given: PackOptions) -> Coder:
+    return open_coder(given.checkpoint, given.tokenizer, SPEC)
+
+
+@pytest.fixture(scope="module")
+def made(coder: Coder) -> Compressed:
+    return compress(TEXT, coder)
+
+
+def back(data: bytes, given: PackOptions) -> bytes:
+    return decompress(data, model=given.checkpoint, tokenizer=given.tokenizer)
+
+
+def test_a_file_comes_back(given: PackOptions, made: Compressed) -> None:
+    assert back(made.render(), given) == TEXT
+
+
+@settings(max_examples=15)
+@given(data=st.binary(max_size=30) | st.text(max_size=20).map(str.encode))
+def test_any_bytes_come_back(given: PackOptions, coder: Coder, data: bytes) -> None:
+    assert back(compress(data, coder).render(), given) == data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", ["ppm"])
+def test_mixtures(given: PackOptions, mix: str) -> None:
+    coder = open_coder(given.checkpoint, given.tokenizer, {**SPEC, "mix": mix})
+    made = compress(TEXT, coder)
+    assert back(made.render(), given) == TEXT
+    assert made.header.predictor["mix"] == mix
+
+
+def test_the_same_bytes_every_time_and_for_any_threads(coder: Coder, made: Compressed) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert compress(TEXT, coder).render() == made.render()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_size_is_what_the_nats_say(coder: Coder) -> None:
+    tokens, _ = split(TEXT * 5, coder.tokenizer)
+    made = compress_tokens(tokens, coder)
+    bits = -coder.predictor.score(np.asarray(tokens)).sum() / np.log(2)
+    assert abs(8 * made.header.stream_bytes - bits) <= 0.001 * bits + 64
+
+
+def test_the_header_says_what_is_needed(given: PackOptions, made: Compressed, coder: Coder) -> None:
+    header = parse(made.render()).header
+    assert header.text_bytes == len(TEXT)
+    assert header.predictor == SPEC
+    assert header.tokenizer == coder.tokenizer.sha256
+    assert header.first == coder.tokenizer.bos
+    assert header.fingerprint["torch"] == torch.__version__
+    assert str(given.checkpoint.parent) not in str(header)
+
+
+def test_another_model(given: PackOptions, made: Compressed, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(given.checkpoint)
+    name = next(iter(checkpoint.tensors))
+    tensors = {**checkpoint.tensors, name: checkpoint.tensors[name] + 1e-3}
+    write_checkpoint(tmp_path / "other.safetensors", replace(checkpoint, tensors=tensors))
+    with pytest.raises(MismatchError, match="very file of model") as caught:
+        decompress(made.render(), model=tmp_path / "other.safetensors", tokenizer=given.tokenizer)
+    assert [item.split(":")[0] for item in caught.value.items] == ["model"]
+
+
+def test_another_tokenizer(given: PackOptions, made: Compressed, tmp_path: Path) -> None:
+    shutil.copy(given.tokenizer, tmp_path / "t.model")
+    with (tmp_path / "t.model").open("ab") as file:
+        file.write(b"\x00")
+    with pytest.raises(MismatchError) as caught:
+        decompress(made.render(), model=given.checkpoint, tokenizer=tmp_path / "t.model")
+    assert [item.split(":")[0] for item in caught.value.items] == ["tokenizer"]
+
+
+def test_no_tokenizer(given: PackOptions, made: Compressed) -> None:
+    with pytest.raises(DataError, match="embeds no tokenizer"):
+        decompress(made.render(), model=given.checkpoint)
+
+
+@pytest.mark.parametrize("name", ["torch", "processor", "instructions", "numpy", "probe"])
+def test_other_arithmetic(given: PackOptions, made: Compressed, name: str) -> None:
+    other = {**made.header.fingerprint, name: "something else"}
+    file = replace(made, header=made.header.model_copy(update={"fingerprint": other}))
+    with pytest.raises(MismatchError, match="garbage") as caught:
+        back(file.render(), given)
+    assert [item.split(":")[0] for item in caught.value.items] == [name]
+
+
+def test_a_cut_file(given: PackOptions, made: Compressed) -> None:
+    with pytest.raises(TruncatedError):
+        back(made.render()[:-5], given)
+
+
+def test_a_stream_that_is_another(given: PackOptions, made: Compressed) -> None:
+    """Sealed with a right digest: what it decodes to is not the original."""
+    other = bytes(byte ^ 1 for byte in made.stream[:8]) + made.stream[8:]
+    with pytest.raises(CorruptError):
+        back(replace(made, stream=other).render(), given)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": 3},
+        {"tokens": 200},
+        {"first": 5},
+        {"text_sha256": "0" * 64},
+        {"residual_decoded_bytes": 1},
+    ],
+)
+def test_headers_that_lie(given: PackOptions, made: Compressed, change: dict[str, Any]) -> None:
+    file = replace(made, header=made.header.model_copy(update=change))
+    with pytest.raises(CorruptError):
+        back(file.render(), given)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"residual_codec": "rar"},
+        {"residual_codec": "rans"},
+        {"predictor": {**SPEC, "stride": 17}},
+    ],
+)
+def test_headers_that_ask_for_what_there_is_not(
+    given: PackOptions, made: Compressed, change: dict[str, Any]
+) -> None:
+    file = replace(made, header=made.header.model_copy(update=change))
+    with pytest.raises(UnsupportedError):
+        back(file.render(), given)
