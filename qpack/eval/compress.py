@@ -17,9 +17,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from qpack.artifact.writer import write_atomic
 from qpack.codec.base import ByteCodec
 from qpack.codec.registry import codecs
-from qpack.errors import ConfigError, CorruptError, DataError, MismatchError, UnsupportedError
+from qpack.errors import (
+    ConfigError,
+    CorruptError,
+    DataError,
+    InputError,
+    MismatchError,
+    UnsupportedError,
+)
 from qpack.eval import coding
 from qpack.eval.coder import Coder, open_coder
 from qpack.eval.fingerprint import differences, fingerprint, single_thread
@@ -110,6 +118,46 @@ def decompress(
             hint="the model computed something else than when the file was made",
         )
     return original
+
+
+def compress_file(
+    source: Path, out: Path, coder: Coder, *, force: bool = False, progress: Progress = SILENT
+) -> tuple[Header, int]:
+    """Compress the file `source` into `out`: its header, and the bytes written.
+
+    Raises `OutputExistsError` if `out` exists and not `force`, and as `compress`.
+    """
+    made = compress(read_file(source), coder, progress=progress)
+    data = made.render()
+    write_atomic(out, data, force=force)
+    return made.header, len(data)
+
+
+def decompress_file(
+    source: Path,
+    out: Path,
+    *,
+    model: Path,
+    tokenizer: Path | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> int:
+    """Decompress the file `source` into `out`: the bytes written. Raises as `decompress`.
+
+    Nothing is written before the whole original is there and has its digest.
+    """
+    data = read_file(source)
+    original = decompress(data, model=model, tokenizer=tokenizer, progress=progress)
+    write_atomic(out, original, force=force)
+    return len(original)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of `path`. Raises `InputError` when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _check_files(header: Header, model: Path, tokenizer: Path | None) -> None:
