@@ -1,4 +1,4 @@
-"""Plugins by entry point: architectures, importers, trainers, presets.
+"""Plugins by entry point: architectures, importers, trainers, presets, predictors.
 
 Nothing is imported until it is asked for by name, and names come from the installed packages alone:
 a file can ask for an architecture, but only get one that somebody installed.
@@ -19,6 +19,8 @@ DATA = "qpack.data"
 """what `qpack data` runs: `tokenize`, `fineweb`, `stats`"""
 IMPORTERS = "qpack.importers"
 """`import_state(state, hints) -> (tensors, config)`"""
+PREDICTORS = "qpack.predictors"
+"""`build(network, tokenizer, settings) -> Predictor`: rows of `qpack eval`"""
 PRESETS = "qpack.presets"
 """a package with configuration files: see `qpack.presets`"""
 TRAINERS = "qpack.trainers"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,7 @@ def write_shard(path: Path, tokens: NDArray[np.uint16], *, force: bool = False) 
     write_atomic(path, render_shard(tokens), force=force)
 
 
-def check_vocab(tokens: NDArray[np.uint16], vocab_size: int, path: Path | str) -> int:
+def check_vocab(tokens: NDArray[np.integer[Any]], vocab_size: int, path: Path | str) -> int:
     """The largest token. Raises `DataError` unless all are below `vocab_size`; `path` names them in
     it."""
     bad, worst, first = 0, 0, -1

@@ -1,0 +1,163 @@
+"""Predictors by name: what `--mix` and `--adapt` ask for, and what compressed files record.
+
+A mixture or an adaptation is built on the network whose windows it reads, and that network is its
+control. Nothing is imported before it is asked for: counts need numba, adaptation does not. Other
+names are those that installed packages register in the entry-point group `qpack.predictors`, as
+`build(network, tokenizer, settings) -> Predictor`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from qpack.errors import ConfigError
+from qpack.eval.network import Network
+from qpack.eval.predictor import Mixture, Predictor
+from qpack.plugins import PREDICTORS, did_you_mean, load_plugin, names
+from qpack.tokenizer import Tokenizer
+
+MIXTURES = ("ngram", "tilt", "ppm")
+ADAPTATIONS = ("sgd", "adamw", "lora")
+SECTIONS = {"sgd": "adapt", "adamw": "adapt"}
+"""The table of settings of each name, where it has another one's."""
+REHEARSAL_CHUNKS = 4
+"""Chunks that the stream of a rehearsal has at least."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """A predictor and what it is compared with."""
+
+    predictor: Predictor
+    control: Predictor | None
+    """The same windows without what the name adds; None for the network itself."""
+    settings: Mapping[str, Any]
+    """Of the network, then of what was added to it; plain values."""
+    rehearsal: Predictor
+    """What probes run on: the predictor, with chunks so short that it learns within the probes."""
+
+
+def plain(network: Network) -> Contender:
+    """The network itself."""
+    return Contender(predictor=network, control=None, settings=network.settings, rehearsal=network)
+
+
+def build(
+    name: str,
+    network: Network,
+    tokenizer: Tokenizer,
+    settings: Mapping[str, Any],
+    *,
+    rehearsal_tokens: int = 0,
+) -> Contender:
+    """What `name` makes of the network with these settings; a rehearsal is that many tokens long.
+
+    Raises `ConfigError` for unknown names and settings and for values out of range, `SetupError`
+    where a package is missing.
+    """
+    if name in MIXTURES:
+        return _mixture(name, network, tokenizer, settings)
+    if name in ADAPTATIONS:
+        return _adaptation(name, network, tokenizer, settings, rehearsal_tokens)
+    if name not in names(PREDICTORS):
+        known = (*MIXTURES, *ADAPTATIONS, *names(PREDICTORS))
+        raise ConfigError(
+            f'unknown predictor "{name}"{did_you_mean(name, known)}',
+            hint=f"known: {', '.join(known)}; or install the package that provides it",
+        )
+    predictor: Predictor = load_plugin(PREDICTORS, name)(network, tokenizer, settings)
+    return Contender(
+        predictor=predictor,
+        control=network,
+        settings={**network.settings, name: dict(settings)},
+        rehearsal=predictor,
+    )
+
+
+def section_of(name: str) -> str:
+    """The table of settings that a predictor reads: its name, but `adapt` for full weights."""
+    return SECTIONS.get(name, name)
+
+
+def _mixture(
+    name: str, network: Network, tokenizer: Tokenizer, settings: Mapping[str, Any]
+) -> Contender:
+    module: Any
+    if name == "ppm":
+        module = importlib.import_module("qpack.eval.ppm_mixer")
+        chosen = read_settings(module.PpmSettings, settings, name)
+        mixer = module.PpmMixer(chosen, tokenizer)
+    elif name == "ngram":
+        module = importlib.import_module("qpack.eval.ngram")
+        chosen = read_settings(module.NgramSettings, settings, name)
+        mixer = module.NgramMixer(chosen, network.vocab_size)
+    else:
+        module = importlib.import_module("qpack.eval.tilt")
+        chosen = read_settings(module.TiltSettings, settings, name)
+        mixer = module.TiltMixer(chosen, network.vocab_size)
+    predictor = Mixture(network, mixer)
+    return Contender(
+        predictor=predictor,
+        control=network,
+        settings={**network.settings, name: asdict(chosen)},
+        rehearsal=predictor,
+    )
+
+
+def _adaptation(
+    name: str,
+    network: Network,
+    tokenizer: Tokenizer,
+    settings: Mapping[str, Any],
+    rehearsal_tokens: int,
+) -> Contender:
+    kind: Any
+    if name == "lora":
+        module: Any = importlib.import_module("qpack.eval.lora")
+        kind, chosen = module.LoraAdapted, read_settings(module.LoraSettings, settings, name)
+        if network.isolate is None:  # adapters are a document's own
+            network = Network(network.model, window=network.window, isolate=tokenizer.bos)
+    else:
+        module = importlib.import_module("qpack.eval.adapt")
+        table = {"optimizer": name, **settings}
+        kind, chosen = module.Adapted, read_settings(module.AdaptSettings, table, "adapt")
+    predictor = kind(network, chosen)
+    rehearsal = predictor
+    shortest = rehearsal_tokens // REHEARSAL_CHUNKS
+    if name != "lora" and 0 < shortest < chosen.chunk_tokens:
+        rehearsal = kind(network, replace(chosen, chunk_tokens=shortest))
+    return Contender(
+        predictor=predictor,
+        control=predictor.control,
+        settings=predictor.settings,
+        rehearsal=rehearsal,
+    )
+
+
+S = TypeVar("S")
+
+
+def read_settings(kind: type[S], table: Mapping[str, Any], section: str) -> S:
+    """Settings of the dataclass `kind` from plain values, the rest at their defaults.
+
+    Raises `ConfigError` naming every unknown key, with the likely one, and every wrong value.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    problems = [
+        f"{section}.{key}: unknown{did_you_mean(key, known)}" for key in table if key not in known
+    ]
+    if problems:
+        raise ConfigError("--set cannot be used", items=problems)
+    try:
+        return TypeAdapter(kind).validate_python(dict(table))
+    except ValidationError as error:
+        problems = [
+            f"{section}.{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise ConfigError("--set cannot be used", items=problems) from None
