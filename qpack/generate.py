@@ -68,13 +68,13 @@ def _sample(
             logits = model(tokens[:, :t].to(device))
         else:
             logits = model(tokens[:, t - 1 : t].to(device), cache=cache)
-        tokens[:, t] = _draw(logits[:, -1].cpu().float() / temperature, generator)
+        tokens[:, t] = draw(logits[:, -1].cpu().float() / temperature, generator)
         task.advance(num_sequences)
     task.advance(num_sequences)
     return tokens
 
 
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One token for each row of (B, V) logits."""
     probabilities = logits.softmax(dim=-1)
     if not probabilities.isfinite().all():

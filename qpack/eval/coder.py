@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from qpack.checkpoint import Checkpoint, build_model, read_model
 from qpack.errors import DataError
+from qpack.eval import registry
 from qpack.eval.network import Network
-from qpack.eval.predictor import Mixture, Predictor
+from qpack.eval.predictor import Predictor
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import sha256_file
+
+WINDOW_MAX = 1 << 20
+Context = Annotated[int, Field(ge=1, le=WINDOW_MAX)]
+
+
+class Setup(BaseModel):
+    """Which predictor, in plain values: a compressed file records it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    window: Context = 1024
+    """Tokens of context at most."""
+    stride: Context | None = None
+    """Tokens between windows; None: the window, so that windows are disjoint."""
+    isolate: bool = False
+    """Whether contexts begin anew at BOS."""
+    name: str | None = None
+    """What is added to the network, by its name in `registry.py`; None: nothing."""
+    settings: dict[str, Any] = {}
+    """Of what is added; the rest is at its defaults."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,26 +47,40 @@ class Coder:
     model_name: str
     model_sha256: str
     """of the model's file"""
-    settings: Mapping[str, Any]
-    """what `build_predictor` makes the predictor of"""
+    setup: Setup
+    """with every setting"""
 
 
-def open_coder(model: Path, tokenizer: Path | None, settings: Mapping[str, Any]) -> Coder:
-    """The predictor of `settings` on the checkpoint or artifact `model`, on the CPU.
+def open_coder(model: Path, tokenizer: Path | None, setup: Setup) -> Coder:
+    """The predictor of `setup` on the checkpoint or artifact `model`, on the CPU.
 
     `tokenizer` None means the one that the artifact embeds. Raises `DataError` where there is none
-    or it is not the model's, `ConfigError` for impossible settings, and what reading a model does.
+    or it is not the model's, `ConfigError` for an impossible setup, `SetupError` where a package
+    is missing, and what reading a model does.
     """
     checkpoint = read_model(model)
     pieces = find_tokenizer(checkpoint, tokenizer)
-    network = build_model(checkpoint)
+    predictor, settings = build_predictor(build_model(checkpoint), pieces, setup)
+    pieces.check_model(predictor.vocab_size)
     return Coder(
-        predictor=build_predictor(network, pieces, settings),
+        predictor=predictor,
         tokenizer=pieces,
         model_name=checkpoint.name,
         model_sha256=sha256_file(model),
-        settings=dict(settings),
+        setup=setup.model_copy(update={"settings": settings}),
     )
+
+
+def build_predictor(
+    model: nn.Module, tokenizer: Tokenizer, setup: Setup
+) -> tuple[Predictor, dict[str, Any]]:
+    """The predictor of `setup`, and every setting of what is added to the network."""
+    isolate = tokenizer.bos if setup.isolate else None
+    network = Network(model, window=setup.window, stride=setup.stride, isolate=isolate)
+    if setup.name is None:
+        return network, {}
+    built = registry.build(setup.name, network, tokenizer, setup.settings)
+    return built.predictor, dict(built.settings[registry.section_of(setup.name)])
 
 
 def find_tokenizer(checkpoint: Checkpoint, path: Path | None) -> Tokenizer:
@@ -65,13 +100,3 @@ def find_tokenizer(checkpoint: Checkpoint, path: Path | None) -> Tokenizer:
         tokenizer = Tokenizer.from_bytes(embedded[0].data, path=Path(embedded[0].name))
     checkpoint.check_tokenizer(tokenizer.sha256, tokenizer.path)
     return tokenizer
-
-
-def build_predictor(model: nn.Module, tokenizer: Tokenizer, spec: Mapping[str, Any]) -> Predictor:
-    """Stand-in until the registry exists."""
-    network = Network(model, window=spec["window"], stride=spec["stride"])
-    if spec.get("mix") == "ppm":
-        from qpack.eval.ppm_mixer import PpmMixer, PpmSettings
-
-        return Mixture(network, PpmMixer(PpmSettings(), tokenizer))
-    return network

@@ -66,7 +66,7 @@ def compress_tokens(
         model=coder.model_sha256,
         model_name=coder.model_name,
         tokenizer=coder.tokenizer.sha256,
-        predictor=dict(coder.settings),
+        predictor=coder.setup,
         fingerprint=made_with,
         first=first,
         tokens=len(coded),

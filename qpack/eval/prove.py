@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpack.errors import DataError, VerifyError
-from qpack.eval.coder import open_coder
+from qpack.eval.coder import Setup, open_coder
 from qpack.eval.compress import compress_tokens
 from qpack.eval.residual import join, stream_texts
 from qpack.progress import SILENT, Progress
@@ -92,19 +91,19 @@ class Proof:
 def prove(
     model: Path,
     tokens: NDArray[np.integer[Any]],  # (n,): the first is context
-    settings: Mapping[str, Any],
+    setup: Setup,
     *,
     tokenizer: Path | None,
     num_bytes: int,
     progress: Progress = SILENT,
 ) -> Proof:
-    """Prove the first `num_bytes` of the text of `tokens[1:]` by the predictor of `settings`.
+    """Prove the first `num_bytes` of the text of `tokens[1:]` by the predictor of `setup`.
 
     `tokenizer` None means the one that the artifact embeds. Whether the file is as long as it
     should be is left to `Proof.check`. Raises `DataError` for a text of no bytes, `VerifyError`
     where the text does not come back, and as `open_coder` and `compress_tokens`.
     """
-    coder = open_coder(model, tokenizer, settings)
+    coder = open_coder(model, tokenizer, setup)
     tokens = tokens[: 1 + num_tokens_within(tokens, num_bytes, coder.tokenizer)]
     text = join(tokens, b"", coder.tokenizer)
     if not text:

@@ -21,12 +21,13 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qpack.artifact.limits import DECODED_BYTES_MAX
 from qpack.errors import CorruptError, TooLargeError, TruncatedError, UnsupportedError
+from qpack.eval.coder import Setup
 
 MAGIC = b"\x89QPZ\r\n\x1a\n"
 """As an artifact's: not text, and broken by every line-ending conversion."""
@@ -56,8 +57,7 @@ class Header(BaseModel):
     model_name: Word
     tokenizer: Sha256
     """of the tokenizer's file"""
-    predictor: dict[Word, Any]
-    """settings of the predictor: `setup.Setup`"""
+    predictor: Setup
     fingerprint: dict[Word, Word]
     """`fingerprint.fingerprint` where it was made"""
     first: Count

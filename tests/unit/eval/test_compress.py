@@ -21,13 +21,13 @@ from qpack.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from qpack.eval.coder import Coder, open_coder
+from qpack.eval.coder import Coder, Setup, open_coder
 from qpack.eval.compress import compress, compress_tokens, decompress
 from qpack.eval.qpz import Compressed, parse
 from qpack.eval.residual import split
 from qpack.options import PackOptions
 
-SPEC: dict[str, Any] = {"window": 16, "stride": 8, "mix": None}
+SETUP = Setup(window=16, stride=8)
 TEXT = (
     "The quick brown\nfox  jumps\tover it.\r\nCaf\u00e9 \u20ac42 \ufb01\n".encode()
     + b"\xff\x00\xfe"
@@ -36,7 +36,7 @@ TEXT = (
 
 @pytest.fixture(scope="module")
 def coder(given: PackOptions) -> Coder:
-    return open_coder(given.checkpoint, given.tokenizer, SPEC)
+    return open_coder(given.checkpoint, given.tokenizer, SETUP)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,10 @@ def test_any_bytes_come_back(given: PackOptions, coder: Coder, data: bytes) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("mix", ["ppm"])
 def test_mixtures(given: PackOptions, mix: str) -> None:
-    coder = open_coder(given.checkpoint, given.tokenizer, {**SPEC, "mix": mix})
+    coder = open_coder(given.checkpoint, given.tokenizer, SETUP.model_copy(update={"name": mix}))
     made = compress(TEXT, coder)
     assert back(made.render(), given) == TEXT
-    assert made.header.predictor["mix"] == mix
+    assert made.header.predictor.name == mix
 
 
 def test_the_same_bytes_every_time_and_for_any_threads(coder: Coder, made: Compressed) -> None:
@@ -87,7 +87,7 @@ def test_the_size_is_what_the_nats_say(coder: Coder) -> None:
 def test_the_header_says_what_is_needed(given: PackOptions, made: Compressed, coder: Coder) -> None:
     header = parse(made.render()).header
     assert header.text_bytes == len(TEXT)
-    assert header.predictor == SPEC
+    assert header.predictor == SETUP
     assert header.tokenizer == coder.tokenizer.sha256
     assert header.first == coder.tokenizer.bos
     assert header.fingerprint["torch"] == torch.__version__
@@ -160,7 +160,8 @@ def test_headers_that_lie(given: PackOptions, made: Compressed, change: dict[str
     [
         {"residual_codec": "rar"},
         {"residual_codec": "rans"},
-        {"predictor": {**SPEC, "stride": 17}},
+        {"predictor": SETUP.model_copy(update={"stride": 17})},
+        {"predictor": SETUP.model_copy(update={"name": "oracle"})},
     ],
 )
 def test_headers_that_ask_for_what_there_is_not(

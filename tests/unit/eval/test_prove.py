@@ -10,17 +10,18 @@ import pytest
 
 from qpack.errors import DataError, VerifyError
 from qpack.eval import prove as module
+from qpack.eval.coder import Setup
 from qpack.eval.prove import decode_elsewhere, num_tokens_within, prove
 from qpack.options import PackOptions
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard
 
-SPEC: dict[str, Any] = {"window": 32, "stride": 16, "mix": None}
+SETUP = Setup(window=32, stride=16)
 
 
 def test_a_score_is_proved_in_a_fresh_process(given: PackOptions) -> None:
     tokens = read_shard(given.calib)
-    proof = prove(given.checkpoint, tokens, SPEC, tokenizer=given.tokenizer, num_bytes=400)
+    proof = prove(given.checkpoint, tokens, SETUP, tokenizer=given.tokenizer, num_bytes=400)
     proof.check()
     assert 390 <= proof.text_bytes <= proof.asked_bytes == 400
     assert proof.stream_bpb == pytest.approx(proof.computed_bpb, rel=0.02)
@@ -42,7 +43,7 @@ def test_a_score_that_is_not_true(given: PackOptions, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "decode_elsewhere", lambda *_, **__: b"not looked at")
     monkeypatch.setattr(module, "join", lambda *_: b"not looked at")
     proof = prove(
-        given.checkpoint, read_shard(given.calib), SPEC, tokenizer=given.tokenizer, num_bytes=200
+        given.checkpoint, read_shard(given.calib), SETUP, tokenizer=given.tokenizer, num_bytes=200
     )
     assert not proof.agrees
     with pytest.raises(VerifyError, match="not as long as its score says"):
@@ -56,7 +57,7 @@ def test_a_text_that_does_not_come_back(
     monkeypatch.setattr(module, "decode_elsewhere", lambda *_, **__: b"other")
     tokens = read_shard(given.calib)
     with pytest.raises(VerifyError, match="did not come back"):
-        prove(given.checkpoint, tokens, SPEC, tokenizer=given.tokenizer, num_bytes=30)
+        prove(given.checkpoint, tokens, SETUP, tokenizer=given.tokenizer, num_bytes=30)
 
 
 def test_what_the_fresh_process_says_is_told(given: PackOptions) -> None:
@@ -67,7 +68,7 @@ def test_what_the_fresh_process_says_is_told(given: PackOptions) -> None:
 
 def test_no_whole_character(given: PackOptions) -> None:
     with pytest.raises(DataError, match="no whole character"):
-        prove(given.checkpoint, np.array([1, 1, 1]), SPEC, tokenizer=given.tokenizer, num_bytes=1)
+        prove(given.checkpoint, np.array([1, 1, 1]), SETUP, tokenizer=given.tokenizer, num_bytes=1)
 
 
 def test_where_the_text_is_cut(tokenizer: Tokenizer, sentences: list[str]) -> None:
