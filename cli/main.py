@@ -12,11 +12,13 @@ from qpack import __version__
 
 from .bench import bench_bits, bench_codecs
 from .command import register, unwrap
+from .compress import compress, decompress
 from .data import data_fineweb, data_stats, data_tokenize
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
 from .failures import EXIT_USAGE
+from .generate import generate
 from .import_checkpoint import import_checkpoint
 from .inspect import inspect
 from .output import Output, discard
@@ -29,7 +31,7 @@ from .train import train
 from .unpack import unpack
 from .verify import verify
 
-START, MAKE, READ, MEASURE = "Start", "Make", "Read", "Measure"
+START, MAKE, READ, USE, MEASURE = "Start", "Make", "Read", "Use", "Measure"
 """Headings of the command list."""
 
 EPILOG = """
@@ -63,6 +65,9 @@ def build() -> Any:
     register(app, "inspect", inspect, panel=READ)
     register(app, "verify", verify, panel=READ)
     register(app, "unpack", unpack, panel=READ)
+    register(app, "compress", compress, panel=USE)
+    register(app, "decompress", decompress, panel=USE)
+    register(app, "generate", generate, panel=USE)
     register(app, "eval", evaluate, panel=MEASURE)
     register(app, "sweep", sweep, panel=MEASURE)
     bench = typer.Typer(no_args_is_help=True, help="Compare codecs, or bit widths.")

@@ -20,8 +20,8 @@ from .conftest import Runner
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 COMMANDS = (
     "", "demo", "doctor", "presets", "run", "train", "import", "pack", "inspect", "verify",
-    "unpack", "eval", "sweep", "data", "data tokenize", "data fineweb", "data stats", "bench",
-    "bench codecs", "bench bits",
+    "unpack", "compress", "decompress", "generate", "eval", "sweep", "data",
+    "data tokenize", "data fineweb", "data stats", "bench", "bench codecs", "bench bits",
 )  # fmt: skip
 
 

@@ -1,0 +1,122 @@
+"""Files through a model and back, and text from it, as a user would type it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import Runner
+from .given import Files, make_files
+
+TEXT = b"A checkpoint and a budget\ngo in; one file  that fits comes out.\n\xff\x00"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return make_files(tmp_path_factory.mktemp("given"))
+
+
+@pytest.fixture(scope="module")
+def artifact(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It embeds its tokenizer."""
+    from qpack.checkpoint import write_checkpoint
+    from qpack.importing import import_file
+    from qpack.options import PackOptions
+    from qpack.pipeline import pack_checkpoint
+
+    folder = tmp_path_factory.mktemp("packed")
+    write_checkpoint(folder / "model.safetensors", import_file(files.foreign), force=False)
+    pack_checkpoint(
+        PackOptions(
+            checkpoint=folder / "model.safetensors",
+            budget_bytes=200_000,
+            out=folder / "model.pyz",
+            tokenizer=files.tokenizer,
+            calib=files.shard,
+            calib_tokens=1024,
+            val_tokens=512,
+            window=64,
+            device="cpu",
+            recipe="record",
+            embed_tokenizer=True,
+        )
+    )
+    return folder / "model.pyz"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text"
+    path.write_bytes(TEXT)
+    return path
+
+
+def test_there_and_back(qpack: Runner, artifact: Path, text: Path) -> None:
+    made = qpack("compress", text, "-m", artifact, "--window", 32, "--json")
+    assert made.code == 0, made.err
+    document = made.document
+    out = Path(document["path"])
+    assert out == text.with_name("text.qpz")
+    assert document["bytes"] == out.stat().st_size
+    assert document["text_bytes"] == len(TEXT)
+    parts = [document[f"{part}_bytes"] for part in ("header", "stream", "residual")]
+    assert sum(parts) == document["bytes"] and all(parts)
+    back = qpack("decompress", out, "-m", artifact, "-o", text.with_name("back"))
+    assert back.code == 0, back.err
+    assert text.with_name("back").read_bytes() == TEXT
+
+
+def test_nothing_is_overwritten(qpack: Runner, artifact: Path, text: Path) -> None:
+    assert qpack("compress", text, "-m", artifact, "-q").code == 0
+    again = qpack("compress", text, "-m", artifact)
+    assert again.code == 3 and "--force" in again.err
+    assert qpack("compress", text, "-m", artifact, "--force", "-q").code == 0
+    back = qpack("decompress", f"{text}.qpz", "-m", artifact, "-o", text)
+    assert back.code == 3 and "--force" in back.err
+
+
+def test_what_does_not_fit_is_refused_and_nothing_written(
+    qpack: Runner, files: Files, artifact: Path, text: Path
+) -> None:
+    packed, out = text.with_name("text.qpz"), text.with_name("back")
+    assert qpack("compress", text, "-m", artifact, "-q").code == 0
+    data = packed.read_bytes()
+
+    def refused(*more: object) -> str:
+        outcome = qpack("decompress", packed, "-o", out, *more)
+        assert outcome.code == 4, outcome.err
+        assert not out.exists()
+        return outcome.err
+
+    assert "SHA-256" in refused("-m", files.foreign)
+    for damaged in (data[:-9], data[:100], data[:-50] + b"x" + data[-49:], data + b"x"):
+        packed.write_bytes(damaged)
+        refused("-m", artifact)
+
+
+def test_a_mixture_that_there_is_not(qpack: Runner, artifact: Path, text: Path) -> None:
+    outcome = qpack("compress", text, "-m", artifact, "--mix", "ngrams")
+    assert outcome.code == 3 and 'did you mean "ngram"' in outcome.err
+    assert not text.with_name("text.qpz").exists()
+
+
+def test_text_comes_on_stdout(qpack: Runner, artifact: Path) -> None:
+    asked = ("generate", artifact, "--prompt", "A check", "--tokens", 12, "--window", 8)
+    plain = qpack(*asked)
+    assert plain.code == 0, plain.err
+    assert plain.out.startswith("A check") and plain.out.endswith("\n")
+    assert qpack(*asked).out == plain.out
+    document = qpack(*asked, "--json").document
+    assert f"{document['prompt']}{document['text']}\n" == plain.out
+    assert document["schema"] == "qpack.generate/1"
+    assert qpack(*asked, "--seed", 3, "--temperature", 2).out != plain.out
+
+
+def test_a_checkpoint_needs_its_tokenizer(qpack: Runner, files: Files, artifact: Path) -> None:
+    checkpoint = artifact.with_name("model.safetensors")
+    missing = qpack("generate", checkpoint)
+    assert missing.code == 3 and "--tokenizer" in missing.err
+    given = qpack("generate", checkpoint, "--tokenizer", files.tokenizer, "--json", "--tokens", 3)
+    assert given.code == 0 and json.loads(given.out)["prompt"] == ""
