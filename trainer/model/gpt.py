@@ -14,7 +14,7 @@ product; elsewhere each weight is multiplied by as it is stored, so that calibra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,11 +97,18 @@ class GPT(nn.Module):
         if c.value_embed_layers:
             self.value_embed = ValueEmbedding(c.vocab_size, c.value_embed_dim, c.kv_dim)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None, scored_from: int = 0) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: Cache | None = None,
+        scored_from: int = 0,
+        adjust: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Logits (B, T - scored_from, V), float32, of the positions from `scored_from` on.
 
         With a cache, `tokens` follow those it has seen. Of the positions before `scored_from` the
-        last block computes keys and values alone.
+        last block computes keys and values alone. `adjust(hidden, logits)` gives the logits that
+        the softcap takes in, from those before it and what the head read, (B, T - scored_from, D).
         """
         if not 0 <= scored_from < tokens.size(1):
             raise ConfigError(f"scored_from {scored_from}: there are {tokens.size(1)} positions")
@@ -110,6 +117,8 @@ class GPT(nn.Module):
         logits = nn.functional.linear(hidden, self._head.to(hidden.dtype)).float()
         if isinstance(self.engram, EngramLogits):
             logits = logits + self.engram(seen.after(scored_from), hidden.dtype).float()
+        if adjust is not None:
+            logits = adjust(hidden, logits)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
     def hidden(self, tokens: Tensor) -> Tensor:
