@@ -1,7 +1,8 @@
-"""`qpack eval`: exact bits per byte of a checkpoint or an artifact."""
+"""`qpack eval`: bits per byte of a checkpoint or an artifact, and of what is built on it."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,19 @@ import typer
 from .options import DeviceOption, ModelArgument, TokenizerOption, check_input
 from .output import Output
 
+PREDICTORS, TRUST = "Predictors", "Trust"
+"""Headings of the option list."""
 
-def evaluate(
+
+class Adaptation(StrEnum):
+    """The values of `--adapt`."""
+
+    sgd = "sgd"
+    adamw = "adamw"
+    lora = "lora"
+
+
+def evaluate(  # noqa: PLR0913  one parameter an option
     output: Output,
     model: ModelArgument,
     tokens: Annotated[Path, typer.Option(metavar="SHARD", help="The tokens to score.")],
@@ -21,6 +33,9 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Tokens between windows; the window itself if not given."),
     ] = None,
+    isolate_documents: Annotated[
+        bool, typer.Option("--isolate-documents", help="Context begins anew at each BOS.")
+    ] = False,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Score only the first N tokens.")
     ] = None,
@@ -28,57 +43,93 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FLOAT", help="The float model, for the KL divergence to it."),
     ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Another row: the model mixed with ngram, tilt, ppm or a plugin; repeatable.",
+            rich_help_panel=PREDICTORS,
+        ),
+    ] = None,
+    adapt: Annotated[
+        list[Adaptation] | None,
+        typer.Option(
+            help="Another row: the model learning from what was scored; repeatable.",
+            rich_help_panel=PREDICTORS,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of ngram, tilt, ppm, adapt, lora or check: ngram.max_order=5.",
+            rich_help_panel=PREDICTORS,
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Probe every predictor first; one that is no code is refused.",
+            rich_help_panel=TRUST,
+        ),
+    ] = False,
+    prove: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Write the first N bytes as a file by each predictor, and decode it elsewhere.",
+            rich_help_panel=TRUST,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Score a model on a token shard: bits per byte, every token scored once."""
     for path in (model, tokens, tokenizer, *([against] if against else [])):
         check_input(path)
+    names = [*(mix or ()), *(str(name) for name in adapt or ())]
 
-    from dataclasses import asdict
-
-    from qpack.checkpoint import build_model, load, read_model
     from qpack.device import choose
     from qpack.environment import provenance
-    from qpack.eval.bpb import score
-    from qpack.tokenizer import Tokenizer
-    from qpack.tokens import read_shard, sha256_file
+    from qpack.eval.checks import CheckSettings
+    from qpack.eval.evaluation import Inputs, evaluate_file
+    from qpack.eval.registry import CHECK, read_settings, settings_tables
+    from qpack.tokens import sha256_file
 
-    from .show import show_score
+    from .show import show_evaluation
 
-    shard, pieces = read_shard(tokens), Tokenizer.load(tokenizer)
+    tables = settings_tables(settings or (), [*names, *([CHECK] if check else [])])
     chosen, reason = choose(device)
     output.note(f"device {chosen}: {reason}")
-    checkpoint = read_model(model)
-    checkpoint.check_tokenizer(pieces.sha256, tokenizer)
-    result = score(
-        build_model(checkpoint, device=str(chosen)),
-        shard,
-        pieces,
+    inputs = Inputs(model=model, tokens=tokens, tokenizer=tokenizer, against=against)
+    found = evaluate_file(
+        inputs,
         window=window,
         stride=stride,
+        isolate=isolate_documents,
         max_tokens=max_tokens,
-        against=load(against, device=str(chosen)) if against else None,
+        names=names,
+        tables=tables,
+        checks=read_settings(CheckSettings, tables.get(CHECK, {}), CHECK) if check else None,
+        prove_bytes=prove,
+        device=str(chosen),
         progress=output.progress,
     )
     document = {
         "schema": "qpack.eval/1",
-        **asdict(result),
+        **found,
         "model": model.name,
         "text": tokens.name,
         "inputs": {
             role: {"name": path.name, "sha256": sha256_file(path)}
-            for role, path in (
-                ("model", model),
-                ("tokens", tokens),
-                ("tokenizer", tokenizer),
-                ("against", against),
-            )
-            if path is not None
+            for role, path in inputs.paths.items()
         },
         **provenance(chosen),
         "device": {"value": str(chosen), "reason": reason},
     }
-    output.result(document, lambda: show_score(document))
+    output.result(document, lambda: show_evaluation(document))
     if model.suffix == ".safetensors":
         data = f"--calib TRAIN_SHARD --val {tokens} --tokenizer {tokenizer}"
         output.next(f"qpack pack {model} --budget 16MB {data} -o {model.stem}.pyz")

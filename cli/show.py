@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qpack.report.tables import (
@@ -78,6 +78,53 @@ def show_score(score: Document) -> str:
         f"on {score['device']['value']}",
     ]
     return "\n".join(lines)
+
+
+def show_evaluation(document: Document) -> str:
+    """The score, then the rows where there are more, what the probes say, and the proofs."""
+    rows = document["rows"]
+    parts = [show_score(document)]
+    if len(rows) > 1 or rows[0]["bpb_error"] is not None:
+        parts.append(show_rows(rows))
+    checked = [row for row in rows if row["probes"] is not None]
+    if checked:
+        count = len(checked[0]["probes"])
+        names = ", ".join(row["name"] for row in checked)
+        parts.append(f"{count} probes passed by each of: {names}")
+    parts += [show_proof(proof) for proof in document.get("proofs", ())]
+    return "\n\n".join(parts)
+
+
+def show_rows(rows: Sequence[Document]) -> str:
+    """A line for each predictor: what it scores, beside its control."""
+    cells = []
+    for row in rows:
+        control = row["control"]
+        cells.append((
+            row["name"],
+            f"{row['bpb']:.6f}",
+            _or_nothing(row["bpb_error"], ".4f"),
+            "" if control is None else f"{control['gain']:+.6f}",
+            "" if control is None else _or_nothing(control["gain_error"], ".6f"),
+            "" if control is None else control["name"],
+            f"{row['tokens_per_second']:,.0f}",
+        ))  # fmt: skip
+    heads = ["", "bits per byte", "s.e.", "gain", "s.e.", "over", "tokens/s"]
+    return text_table(heads, cells)
+
+
+def show_proof(proof: Document) -> str:
+    """What a file showed, in two lines."""
+    return (
+        f"proved by a file: {proof['predictor']}\n"
+        f"{proof['text_bytes']:,} bytes of text came back from another process; "
+        f"code {proof['stream_bpb']:.6f} bits per byte, computed {proof['computed_bpb']:.6f}; "
+        f"file {proof['file_bytes']:,} B, {proof['header_bytes']:,} B of it header and digest"
+    )
+
+
+def _or_nothing(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def show_inspection(found: Document) -> str:

@@ -9,22 +9,26 @@ names are those that installed packages register in the entry-point group `qpack
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from qpack.errors import ConfigError
+from qpack.eval.checks import CheckSettings
 from qpack.eval.network import Network
 from qpack.eval.predictor import Mixture, Predictor
 from qpack.plugins import PREDICTORS, did_you_mean, load_plugin, names
+from qpack.runs.overrides import apply_overrides, parse_overrides
 from qpack.tokenizer import Tokenizer
 
 MIXTURES = ("ngram", "tilt", "ppm")
 ADAPTATIONS = ("sgd", "adamw", "lora")
 SECTIONS = {"sgd": "adapt", "adamw": "adapt"}
 """The table of settings of each name, where it has another one's."""
+CHECK = "check"
+"""The table of settings of the probes."""
 REHEARSAL_CHUNKS = 4
 """Chunks that the stream of a rehearsal has at least."""
 
@@ -35,16 +39,68 @@ class Contender:
 
     predictor: Predictor
     control: Predictor | None
-    """The same windows without what the name adds; None for the network itself."""
+    """The same windows without what the name adds; of windows that overlap or keep documents apart,
+    disjoint ones; of those, None."""
     settings: Mapping[str, Any]
     """Of the network, then of what was added to it; plain values."""
     rehearsal: Predictor
     """What probes run on: the predictor, with chunks so short that it learns within the probes."""
 
 
+def contenders(
+    network: Network,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    tables: Mapping[str, Mapping[str, Any]],
+    *,
+    checks: CheckSettings | None = None,
+) -> list[Contender]:
+    """The network as it is, then what each name makes of it with its table of settings.
+
+    Raises as `build`; all are built before any of them runs.
+    """
+    rehearsal_tokens = 0 if checks is None else checks.num_tokens
+    return [
+        plain(network),
+        *(
+            build(
+                name,
+                network,
+                tokenizer,
+                tables.get(section_of(name), {}),
+                rehearsal_tokens=rehearsal_tokens,
+            )
+            for name in names
+        ),
+    ]
+
+
+def settings_tables(changes: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """`ngram.max_order=5` and the like as tables, for the predictors of `names`.
+
+    Raises `ConfigError` naming every change that nothing reads.
+    """
+    overrides = parse_overrides(changes)
+    sections = {section_of(name) for name in names}
+    lost = [".".join(key) for key, _ in overrides if len(key) < 2 or key[0] not in sections]
+    if lost:
+        raise ConfigError(
+            "--set changes what nothing here reads",
+            items=lost,
+            hint=f"tables that are read: {', '.join(sorted(sections)) or 'none'}",
+        )
+    return apply_overrides({}, overrides)
+
+
 def plain(network: Network) -> Contender:
     """The network itself."""
-    return Contender(predictor=network, control=None, settings=network.settings, rehearsal=network)
+    disjoint = network.stride == network.window and network.isolate is None
+    return Contender(
+        predictor=network,
+        control=None if disjoint else Network(network.model, window=network.window),
+        settings=network.settings,
+        rehearsal=network,
+    )
 
 
 def build(

@@ -1,0 +1,135 @@
+"""`qpack eval` with all that it can be asked: rows, settings, probes, proofs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Outcome, Runner
+from .given import Files, make_files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return make_files(tmp_path_factory.mktemp("given"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from qpack.checkpoint import write_checkpoint
+    from qpack.importing import import_file
+
+    path = tmp_path_factory.mktemp("imported") / "model.safetensors"
+    write_checkpoint(path, import_file(files.foreign), force=False)
+    return path
+
+
+@pytest.fixture
+def run(qpack: Runner, files: Files, checkpoint: Path):  # type: ignore[no-untyped-def]
+    def evaluate(*more: object) -> Outcome:
+        return qpack(
+            "eval", checkpoint, "--tokens", files.shard, "--tokenizer", files.tokenizer,
+            "--window", 32, "--max-tokens", 300, "--device", "cpu", *more,
+        )  # fmt: skip
+
+    return evaluate
+
+
+def rows(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    assert outcome.code == 0, outcome.err
+    return {row["name"]: row for row in outcome.document["rows"]}
+
+
+def test_the_plain_score_is_a_row_of_its_own(run) -> None:  # type: ignore[no-untyped-def]
+    document = run("--json").document
+    (row,) = document["rows"]
+    shared = ("nats", "bytes", "tokens", "bpb", "seconds")
+    assert {key: row[key] for key in shared} == {key: document[key] for key in shared}
+    assert (row["name"], row["control"], row["probes"]) == ("disjoint", None, None)
+    assert row["documents"] > 2
+    assert row["bpb_error"] > 0
+    assert document["kl"] is None
+
+
+def test_sliding_windows_and_documents_apart_beside_their_control(run) -> None:  # type: ignore[no-untyped-def]
+    found = rows(run("--stride", 8, "--isolate-documents", "--json"))
+    assert list(found) == ["disjoint", "sliding by 8, documents apart"]
+    control = found["sliding by 8, documents apart"]["control"]
+    assert control["name"] == "disjoint"
+    assert control["bpb"] == found["disjoint"]["bpb"]
+
+
+def test_the_divergence_and_what_it_needs(run, checkpoint: Path) -> None:  # type: ignore[no-untyped-def]
+    assert run("--against", checkpoint, "--json").document["kl"] == 0.0
+    refused = run("--against", checkpoint, "--isolate-documents")
+    assert (refused.code, refused.out) == (3, "")
+    assert "without --isolate-documents" in refused.err
+
+
+def test_mixtures_with_settings_and_probes(run) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(
+        "--mix", "ngram", "--mix", "ppm", "--set", "ngram.max_order=3",
+        "--check", "--set", "check.num_tokens=80", "--json",
+    )  # fmt: skip
+    found = rows(outcome)
+    assert list(found) == ["disjoint", "disjoint + ngram", "disjoint + ppm"]
+    mixed = found["disjoint + ngram"]
+    assert mixed["settings"]["ngram"]["max_order"] == 3
+    assert mixed["control"]["gain"] == found["disjoint"]["bpb"] - mixed["bpb"]
+    assert all(p["passed"] for row in found.values() for p in row["probes"])
+
+
+def test_adaptations_learn_within_their_probes(run) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(
+        "--adapt", "sgd", "--set", "adapt.chunk_tokens=64", "--set", "adapt.learning_rate=0.05",
+        "--check", "--set", "check.num_tokens=90", "--set", "check.positions=1", "--json",
+    )  # fmt: skip
+    found = rows(outcome)
+    assert list(found) == ["disjoint", "disjoint + sgd"]
+    assert found["disjoint + sgd"]["settings"]["adapt"]["chunk_tokens"] == 64
+    assert found["disjoint + sgd"]["bpb"] != found["disjoint"]["bpb"]
+
+
+def test_what_a_person_reads(run) -> None:  # type: ignore[no-untyped-def]
+    outcome = run("--mix", "ppm", "--check", "--set", "check.num_tokens=40")
+    assert outcome.code == 0, outcome.err
+    first, *_ = outcome.out.splitlines()
+    assert first.endswith("bits per byte")
+    assert "disjoint + ppm" in outcome.out
+    assert "7 probes passed by each of: disjoint, disjoint + ppm" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--mix", "ngrams"), 'unknown predictor "ngrams" (did you mean "ngram"?)'),
+        (("--mix", "ngram", "--set", "ngram.order=3"), "ngram.order: unknown"),
+        (("--mix", "ngram", "--set", "ngram.max_order=99"), "max_order = 99"),
+        (("--mix", "ngram", "--set", "ngram.max_order=few"), "ngram.max_order = 'few'"),
+        (("--set", "ngram.max_order=3"), "changes what nothing here reads"),
+        (("--set", "check.positions=3"), "changes what nothing here reads"),
+        (("--check", "--set", "check.positions=0"), "positions = 0"),
+    ],
+)
+def test_what_is_refused(run, options: tuple[str, ...], words: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(*options)
+    assert (outcome.code, outcome.out) == (3, "")
+    assert words in outcome.err
+
+
+def test_a_proof(run) -> None:  # type: ignore[no-untyped-def]
+    outcome = run("--stride", 16, "--prove", 90, "--json")
+    assert outcome.code == 0, outcome.err
+    (proof,) = outcome.document["proofs"]
+    assert proof["agrees"]
+    assert (proof["predictor"], proof["asked_bytes"]) == ("sliding by 16", 90)
+
+
+@pytest.mark.slow
+def test_a_proof_of_every_predictor_that_is_asked_for(run) -> None:  # type: ignore[no-untyped-def]
+    outcome = run("--mix", "ngram", "--prove", 90)
+    assert outcome.code == 0, outcome.err
+    assert "proved by a file: disjoint\n" in outcome.out
+    assert "proved by a file: disjoint + ngram\n" in outcome.out
