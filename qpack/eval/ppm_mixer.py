@@ -101,38 +101,38 @@ class PpmState:
         self._desk = new_desk(trie)
         self._place = Place(self._ppm.context, ROOT)
         equal = np.full((1, len(trie.node)), -np.log(len(trie.node)))
-        self._advance(equal, np.array([first]), gate_learns=False)  # it is not scored
+        unscored = self._gate._replace(learned=False)
+        self._advance(equal, np.array([first]), unscored)
 
     def mix(self, row: LogProbs) -> LogProbs:
         """(V,): log-probabilities of the next token, from the network's (V,). Changes nothing."""
-        return mix_all(self._learned(), self._desk, self._place, self._checked(row[None])[0])
+        learned = self._learned(self._gate)
+        return mix_all(learned, self._desk, self._place, self._checked(row[None])[0])
 
     def observe(self, token: int, row: LogProbs) -> None:
         """The next token was `token`; the network's log-probabilities of it were `row` (V,)."""
-        self._advance(row[None], np.array([token]))
+        self._advance(row[None], np.array([token]), self._gate)
 
     def advance(self, rows: LogProbs, targets: Tokens) -> NDArray[np.float64]:
         """(b,): mixed log-probabilities of `targets` (b,) by `rows` (b, V), learning from each.
 
         Raises `DataError` for rows or tokens that are not of the tokenizer's vocabulary.
         """
-        return self._advance(rows, targets)
+        return self._advance(rows, targets, self._gate)
 
-    def _advance(
-        self, rows: LogProbs, targets: Tokens, *, gate_learns: bool = True
-    ) -> NDArray[np.float64]:
+    def _advance(self, rows: LogProbs, targets: Tokens, gate: Gate) -> NDArray[np.float64]:
         rows = self._checked(rows)
         tokens = np.asarray(targets, np.int64)
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < rows.shape[1]:
             raise DataError(f"a token is beyond the tokenizer's {rows.shape[1]:,}")
         depths = self._trie.depth[self._trie.node[tokens]]
         self._ppm.reserve(int(np.maximum(depths, 1).sum()))
-        learned = self._learned()
-        found, self._place = score_all(learned, self._desk, self._place, rows, tokens, gate_learns)
+        learned = self._learned(gate)
+        found, self._place = score_all(learned, self._desk, self._place, rows, tokens)
         return found
 
-    def _learned(self) -> Learned:
-        return Learned(self._trie, self._ppm.tables, self._ppm.shape, self._ends, self._gate)
+    def _learned(self, gate: Gate) -> Learned:
+        return Learned(self._trie, self._ppm.tables, self._ppm.shape, self._ends, gate)
 
     def _checked(self, rows: LogProbs) -> LogProbs:
         if rows.shape[1] != len(self._trie.node):

@@ -97,7 +97,6 @@ def score_all(
     place: Place,
     rows: NDArray[np.float64],
     targets: NDArray[np.int64],
-    gate_learns: bool,
 ) -> tuple[NDArray[np.float64], Place]:
     """Log-probabilities (b,) of `targets` (b,) by the network's log-probabilities `rows` (b, V),
     learning from each; and where the stream goes on."""
@@ -105,12 +104,12 @@ def score_all(
     for i in range(len(targets)):
         _exp(rows[i], desk.p)
         out[i] = _score(learned, desk, place, targets[i])
-        place = _observe(learned, desk, place, targets[i], gate_learns)
+        place = _observe(learned, desk, place, targets[i])
     return out, place
 
 
 @compiled
-def _observe(learned: Learned, desk: Desk, place: Place, token: int, gate_learns: bool) -> Place:
+def _observe(learned: Learned, desk: Desk, place: Place, token: int) -> Place:
     """`token` came, which was just scored: learn from it; where the stream goes on."""
     trie = learned.trie
     length = path_to(trie, token, desk.path)
@@ -126,10 +125,9 @@ def _observe(learned: Learned, desk: Desk, place: Place, token: int, gate_learns
         if i > 1 and trie.pieces[desk.path[i - 1]]:
             learned.ends[desk.path[i], 1] += 1.0
         context = count(learned.tables, learned.shape, context, trie.symbol[desk.path[i]])
-    if gate_learns:
-        for i in range(length):
-            if desk.found[i, 0] >= 0.0:
-                learn(learned.gate, i, desk.x[i], desk.found[i])
+    for i in range(length):
+        if desk.found[i, 0] >= 0.0:
+            learn(learned.gate, i, desk.x[i], desk.found[i])
     return Place(context, trie.node[token])
 
 
