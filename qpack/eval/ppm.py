@@ -142,12 +142,12 @@ def _rehash(
 ) -> None:
     for i in range(len(keys)):
         if keys[i]:
-            slot = _slot(new_keys, keys[i])
+            slot = slot_of(new_keys, keys[i])
             new_keys[slot], new_numbers[slot] = keys[i], numbers[i]
 
 
 @compiled
-def _slot(keys: NDArray[np.int64], key: int) -> int:
+def slot_of(keys: NDArray[np.int64], key: int) -> int:
     """Where `key` is, or belongs."""
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     slot = int(mixed >> np.uint64(20)) & (len(keys) - 1)
@@ -157,7 +157,8 @@ def _slot(keys: NDArray[np.int64], key: int) -> int:
 
 
 @compiled
-def _key(shape: Shape, context: Context, order: int) -> int:
+def key_of(shape: Shape, context: Context, order: int) -> int:
+    """The last `order` symbols as one integer."""
     marker = 1 << (shape.bits * order)
     return marker | (context.symbols & (marker - 1))
 
@@ -178,7 +179,7 @@ def predict(tables: Tables, shape: Shape, context: Context, out: NDArray[np.floa
         out[symbol] = -1.0  # not yet predicted
     left, remaining = 1.0, len(out)
     for order in range(min(context.length, shape.order), -1, -1):
-        slot = _slot(tables.keys, _key(shape, context, order))
+        slot = slot_of(tables.keys, key_of(shape, context, order))
         if tables.keys[slot] == 0:
             continue
         number = tables.numbers[slot]
@@ -231,32 +232,37 @@ def count(tables: Tables, shape: Shape, context: Context, symbol: int) -> Contex
     There must be room (`Ppm.reserve`).
     """
     for order in range(min(context.length, shape.order), -1, -1):
-        key = _key(shape, context, order)
-        slot = _slot(tables.keys, key)
-        if tables.keys[slot] == 0:
-            tables.keys[slot], tables.numbers[slot] = key, tables.used[0]
-            tables.contexts[tables.used[0], TOTAL] = 0
-            tables.contexts[tables.used[0], LARGEST] = 0
-            tables.contexts[tables.used[0], HEAD] = -1
-            tables.used[0] += 1
-        number = tables.numbers[slot]
-        row = tables.contexts[number, HEAD]
-        while row >= 0 and tables.followers[row, SYMBOL] != symbol:
-            row = tables.followers[row, NEXT]
-        if row < 0:
-            row = tables.used[1]
-            tables.followers[row, SYMBOL] = symbol
-            tables.followers[row, COUNT] = 0
-            tables.followers[row, NEXT] = tables.contexts[number, HEAD]
-            tables.contexts[number, HEAD] = row
-            tables.used[1] += 1
-        tables.followers[row, COUNT] += 1
-        tables.contexts[number, TOTAL] += 1
-        if tables.followers[row, COUNT] > tables.contexts[number, LARGEST]:
-            tables.contexts[number, LARGEST] = tables.followers[row, COUNT]
-        if tables.followers[row, COUNT] > 1:
+        if count_once(tables, key_of(shape, context, order), symbol):
             break
     return longer(shape, context, symbol)
+
+
+@compiled
+def count_once(tables: Tables, key: int, symbol: int) -> bool:
+    """Count `symbol` after the one context `key`; whether that knew it. There must be room."""
+    slot = slot_of(tables.keys, key)
+    if tables.keys[slot] == 0:
+        tables.keys[slot], tables.numbers[slot] = key, tables.used[0]
+        tables.contexts[tables.used[0], TOTAL] = 0
+        tables.contexts[tables.used[0], LARGEST] = 0
+        tables.contexts[tables.used[0], HEAD] = -1
+        tables.used[0] += 1
+    number = tables.numbers[slot]
+    row = tables.contexts[number, HEAD]
+    while row >= 0 and tables.followers[row, SYMBOL] != symbol:
+        row = tables.followers[row, NEXT]
+    if row < 0:
+        row = tables.used[1]
+        tables.followers[row, SYMBOL] = symbol
+        tables.followers[row, COUNT] = 0
+        tables.followers[row, NEXT] = tables.contexts[number, HEAD]
+        tables.contexts[number, HEAD] = row
+        tables.used[1] += 1
+    tables.followers[row, COUNT] += 1
+    tables.contexts[number, TOTAL] += 1
+    largest = max(tables.contexts[number, LARGEST], tables.followers[row, COUNT])
+    tables.contexts[number, LARGEST] = largest
+    return bool(tables.followers[row, COUNT] > 1)
 
 
 @compiled
