@@ -59,12 +59,25 @@ def test_any_bytes_come_back(given: PackOptions, coder: Coder, data: bytes) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mix", ["ppm"])
-def test_mixtures(given: PackOptions, mix: str) -> None:
-    coder = open_coder(given.checkpoint, given.tokenizer, SETUP.model_copy(update={"name": mix}))
-    made = compress(TEXT, coder)
-    assert back(made.render(), given) == TEXT
-    assert made.header.predictor.name == mix
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("ngram", {}),
+        ("ppm", {"order": 3}),
+        ("tilt", {}),
+        ("adamw", {"chunk_tokens": 32, "learning_rate": 0.01}),
+        ("lora", {"chunk_tokens": 8, "learning_rate": 0.01}),
+    ],
+)
+def test_what_learns_from_the_text(given: PackOptions, name: str, more: dict[str, Any]) -> None:
+    setup = SETUP.model_copy(update={"name": name, "settings": more})
+    coder = open_coder(given.checkpoint, given.tokenizer, setup)
+    made = compress(TEXT * 3, coder)
+    assert back(made.render(), given) == TEXT * 3
+    assert made.header.predictor.name == name
+    assert made.header.predictor.settings.items() > more.items()
+    plain = compress(TEXT * 3, open_coder(given.checkpoint, given.tokenizer, SETUP))
+    assert made.stream != plain.stream
 
 
 def test_the_same_bytes_every_time_and_for_any_threads(coder: Coder, made: Compressed) -> None:
