@@ -1,0 +1,243 @@
+"""Every row of an evaluation on a real model, each beside its control, in one file.
+
+    python benchmarks/evaluation.py MODEL --float FLOAT --tokens SHARD --tokenizer MODEL
+        --work FOLDER -o OUT.json [--rows disjoint sliding+ppm ...] [--check] [--prove 8192]
+
+A row is a reading, or a reading and what is built on it: `disjoint`, `sliding` (stride 64) or
+`documents` (contexts end with their document), then `+ngram`, `+ppm` and so on, names as of
+`qpack/eval/registry.py`; `float` is the float model in disjoint windows. A row's control is made
+first if it is not there. Rows that OUT has are kept, so a run that was stopped goes on, and rows of
+several machines stand in one file, each with its own provenance. FOLDER keeps the scores of single
+tokens, from which a gain over a control gets its error.
+
+`--precision bfloat16` and `--compile` are for speed on CUDA; rows of bfloat16 stand beside the
+others, as `disjoint@bfloat16`. Only windows of few shapes are compiled: not those of documents, and
+no model that learns. Everything is run once on a part of the text before it is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qpack.checkpoint import build_model, read_model
+from qpack.device import choose
+from qpack.environment import provenance
+from qpack.eval.checks import CheckSettings, check, refuse
+from qpack.eval.coder import Setup
+from qpack.eval.network import Network
+from qpack.eval.prove import prove
+from qpack.eval.registry import (
+    ADAPTATIONS,
+    Contender,
+    build,
+    plain,
+    section_of,
+    settings_tables,
+)
+from qpack.eval.rows import Control, Row, evaluate_row
+from qpack.tokenizer import Tokenizer
+from qpack.tokens import read_shard, sha256_file
+
+WINDOW, STRIDE = 1024, 64
+ROWS = (
+    "float", "disjoint", "sliding", "documents",
+    "disjoint+ngram", "disjoint+tilt", "disjoint+ppm", "sliding+ngram", "sliding+tilt",
+    "sliding+ppm", "disjoint+sgd", "disjoint+adamw", "sliding+sgd", "documents+lora",
+)  # fmt: skip
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+WARM_TOKENS = {"cpu": 2 * WINDOW + 1, "cuda": 2 * 65_536 + 1}
+"""Enough for a whole batch."""
+
+
+def main() -> None:
+    options = parse()
+    book = Book(options)
+    for spec in options.rows:
+        book.row(spec)
+    print(json.dumps([brief(row) for row in book.document["rows"].values()], indent=1))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", type=Path, help="an artifact, or a checkpoint")
+    parser.add_argument("--float", type=Path, help="the float checkpoint, for the row `float`")
+    parser.add_argument("--tokens", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--max-tokens", type=int, default=131_072)
+    parser.add_argument("--rows", nargs="+", metavar="ROW", default=ROWS)
+    parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[])
+    parser.add_argument("--check", action="store_true", help="probe each row first")
+    parser.add_argument("--prove", type=int, metavar="BYTES", help="write and decode a file too")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+class Book:
+    """The document under way, and what its rows need."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device, _ = choose(options.device)
+        self.tokenizer = Tokenizer.load(options.tokenizer)
+        self.tokens = np.array(read_shard(options.tokens)[: options.max_tokens + 1])
+        self.models: dict[tuple[str, bool], torch.nn.Module] = {}
+        inputs = {
+            role: {"name": path.name, "sha256": sha256_file(path)}
+            for role, path in self.paths().items()
+        }
+        self.document: dict[str, Any] = {
+            "schema": "qpack.bench-evaluation/1",
+            "inputs": inputs,
+            "max_tokens": options.max_tokens,
+            "rows": {},
+            "proofs": {},
+        }
+        if options.out.exists():
+            found = json.loads(options.out.read_text("utf-8"))
+            same = all(found[key] == self.document[key] for key in ("inputs", "max_tokens"))
+            if not same:
+                raise SystemExit(f"{options.out} is of other inputs: move it away")
+            self.document |= {key: found[key] for key in ("rows", "proofs")}
+        options.work.mkdir(parents=True, exist_ok=True)
+
+    def paths(self) -> dict[str, Path]:
+        roles = ("model", "float", "tokens", "tokenizer")
+        found = {role: getattr(self.options, role) for role in roles}
+        return {role: path for role, path in found.items() if path is not None}
+
+    def row(self, spec: str) -> Row:
+        """The row of `spec`: as it is in the document, or measured now."""
+        key = spec
+        if self.options.precision != "float32":
+            key = f"{spec}@{self.options.precision}"
+        scores = self.options.work / f"{key}.npy"
+        known = self.document["rows"].get(key)
+        if known is not None and scores.exists():
+            return restored(known, np.load(scores))
+        contender = self.contender(spec)
+        control = None if contender.control is None else self.row(self.control_of(spec))
+        probes = None
+        if self.options.check:
+            probes = check(contender.rehearsal, self.tokens, self.tokenizer)
+            refuse(contender.predictor, probes)
+        contender.predictor.score(self.tokens[: WARM_TOKENS[self.device.type]])
+        measured = evaluate_row(
+            contender.predictor,
+            self.tokens,
+            self.tokenizer,
+            control=control,
+            settings=contender.settings,
+            probes=probes,
+        )
+        np.save(scores, measured.scores)
+        how = {"precision": self.options.precision, "compiled": self.compiles(spec)}
+        self.document["rows"][key] = measured.to_dict() | how | provenance(self.device)
+        if self.options.prove:
+            self.prove(spec)
+        self.write()
+        print(json.dumps(brief(self.document["rows"][key])), flush=True)
+        return measured
+
+    def contender(self, spec: str) -> Contender:
+        reading, _, name = spec.partition("+")
+        network = self.network(reading, self.compiles(spec))
+        if not name:
+            return plain(network)
+        tables = settings_tables(self.changes(name), [name])
+        rehearsal = CheckSettings().num_tokens
+        settings = tables.get(section_of(name), {})
+        return build(name, network, self.tokenizer, settings, rehearsal_tokens=rehearsal)
+
+    def changes(self, name: str) -> list[str]:
+        """What `--set` says of this name."""
+        return [text for text in self.options.set if text.startswith(f"{section_of(name)}.")]
+
+    def control_of(self, spec: str) -> str:
+        reading, _, name = spec.partition("+")
+        if name == "lora":  # its windows overlap as its chunks do
+            return "lora-off"
+        return reading if name else "disjoint"
+
+    def compiles(self, spec: str) -> bool:
+        reading, _, name = spec.partition("+")
+        few_shapes = reading in ("float", "disjoint", "sliding") and name not in ADAPTATIONS
+        return bool(self.options.compile) and few_shapes
+
+    def network(self, reading: str, compiles: bool) -> Network:
+        model = self.model("float" if reading == "float" else "model", compiles)
+        bos = self.tokenizer.bos
+        match reading:
+            case "float" | "disjoint":
+                return Network(model, window=WINDOW)
+            case "sliding":
+                return Network(model, window=WINDOW, stride=STRIDE)
+            case "documents":
+                return Network(model, window=WINDOW, isolate=bos)
+            case "lora-off":
+                lora = self.contender("documents+lora").predictor
+                return lora.control  # type: ignore[attr-defined, no-any-return]
+        raise SystemExit(f"no reading {reading!r}: float, disjoint, sliding or documents")
+
+    def model(self, role: str, compiles: bool) -> torch.nn.Module:
+        if (role, compiles) not in self.models:
+            model: Any = build_model(read_model(self.paths()[role]), device=self.device)
+            model.compute_dtype = PRECISIONS[self.options.precision]
+            if compiles:
+                model.compile_regions()
+            self.models[role, compiles] = model
+        return self.models[role, compiles]
+
+    def prove(self, spec: str) -> None:
+        reading, _, name = spec.partition("+")
+        setup = Setup(
+            window=WINDOW,
+            stride=STRIDE if reading == "sliding" else None,
+            isolate=reading == "documents",
+            name=name or None,
+            settings=settings_tables(self.changes(name), [name]).get(section_of(name), {})
+            if name
+            else {},
+        )
+        model = self.paths()["float" if reading == "float" else "model"]
+        proof = prove(
+            model,
+            self.tokens,
+            setup,
+            tokenizer=self.options.tokenizer,
+            num_bytes=self.options.prove,
+        )
+        proof.check()
+        self.document["proofs"][spec] = asdict(proof) | provenance(torch.device("cpu"))
+
+    def write(self) -> None:
+        document = self.document | provenance(self.device)
+        self.options.out.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+def restored(known: dict[str, Any], scores: NDArray[np.float64]) -> Row:
+    """A row of the document, its scores with it."""
+    fields = {key: known[key] for key in Row.__dataclass_fields__ if key in known}
+    control = known["control"]
+    fields["control"] = None if control is None else Control(**control)
+    return Row(**fields, scores=scores)
+
+
+def brief(row: dict[str, Any]) -> dict[str, Any]:
+    keys = ("name", "bpb", "bpb_error", "control", "seconds", "tokens_per_second")
+    return {key: row[key] for key in keys}
+
+
+if __name__ == "__main__":
+    main()
