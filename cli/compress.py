@@ -52,7 +52,8 @@ def compress(
 
     from qpack.eval.coder import Setup, open_coder
     from qpack.eval.compress import compress_file
-    from qpack.report.tables import describe_bytes
+
+    from .show import show_compressed
 
     began = time.perf_counter()
     # Each context begins with half of the one before: twice the work, and no token without one.
@@ -72,11 +73,7 @@ def compress(
         "predictor": {"name": coder.predictor.name, **header.predictor.model_dump(mode="json")},
         "seconds": time.perf_counter() - began,
     }
-    bits = f", {8 * num_bytes / header.text_bytes:.3f} bits a byte" if header.text_bytes else ""
-    output.result(
-        document,
-        lambda: f"{out}  {describe_bytes(num_bytes)} of {describe_bytes(header.text_bytes)}{bits}",
-    )
+    output.result(document, lambda: show_compressed(document))
     pieces = f" --tokenizer {shlex.quote(str(tokenizer))}" if tokenizer else ""
     given = f"{shlex.quote(str(out))} -m {shlex.quote(str(model))}{pieces}"
     output.next(f"qpack decompress {given} -o OUT")

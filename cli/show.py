@@ -123,6 +123,19 @@ def show_proof(proof: Document) -> str:
     )
 
 
+def show_compressed(made: Document) -> str:
+    """A compressed file: its size and what it is made of."""
+    share = (
+        f", {8 * made['bytes'] / made['text_bytes']:.3f} bits a byte" if made["text_bytes"] else ""
+    )
+    return (
+        f"{made['path']}  {describe_bytes(made['bytes'])} of {made['text_bytes']:,} B{share}\n"
+        f"{made['stream_bytes']:,} B for {made['tokens']:,} tokens, "
+        f"{made['residual_bytes']:,} B for what they lack, "
+        f"{made['header_bytes']:,} B of header and digest"
+    )
+
+
 def _or_nothing(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 

@@ -61,7 +61,7 @@ def decode(
         raise CorruptError(f"a token stream of {len(code):,} bytes is no whole number of words")
     stream = _constriction().stream
     decoder = stream.queue.RangeDecoder(np.frombuffer(code, dtype="<u4").astype(np.uint32))
-    tokens = np.empty(num_tokens, dtype=np.int64)
+    tokens: list[int] = []  # memory is not taken on the word of a file
     with progress.stage("decompress", total=num_tokens, unit="tokens") as task:
         for i in range(num_tokens):
             try:
@@ -69,11 +69,11 @@ def decode(
             except AssertionError as error:  # constriction's word for an impossible code
                 raise CorruptError(f"the token stream is damaged at token {i:,}") from error
             session.observe(token)
-            tokens[i] = token
+            tokens.append(token)
             task.advance()
     if not decoder.maybe_exhausted():
         raise CorruptError(f"the token stream goes on after its {num_tokens:,} tokens")
-    return tokens
+    return np.array(tokens, dtype=np.int64)
 
 
 def _row(session: Session) -> NDArray[np.float64]:

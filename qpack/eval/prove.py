@@ -168,7 +168,8 @@ def decode_elsewhere(
         source, out = Path(folder) / "text.qpz", Path(folder) / "text"
         source.write_bytes(data)
         given = [path.resolve() for path in (model, tokenizer) if path is not None]
-        command = [sys.executable, "-c", PROGRAM, source, out, *given]
+        # -P: what lies in the current folder must not shadow qpack.
+        command = [sys.executable, "-P", "-c", PROGRAM, source, out, *given]
         try:
             done = subprocess.run(
                 [str(part) for part in command],

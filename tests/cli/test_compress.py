@@ -72,7 +72,9 @@ def test_nothing_is_overwritten(qpack: Runner, artifact: Path, text: Path) -> No
     assert qpack("compress", text, "-m", artifact, "-q").code == 0
     again = qpack("compress", text, "-m", artifact)
     assert again.code == 3 and "--force" in again.err
-    assert qpack("compress", text, "-m", artifact, "--force", "-q").code == 0
+    forced = qpack("compress", text, "-m", artifact, "--force", "-q")
+    assert forced.code == 0
+    assert f" of {len(TEXT)} B, " in forced.out and "of header and digest" in forced.out
     back = qpack("decompress", f"{text}.qpz", "-m", artifact, "-o", text)
     assert back.code == 3 and "--force" in back.err
 
