@@ -267,17 +267,23 @@ def back_off_all(model: Model, context: Any, q: Any) -> None:
 @compiled
 def describe(model: Model, length: int, row: Any, x: Any) -> None:
     """Fill x (FEATURES,): see the module's docstring."""
-    entropy = 0.0
-    for v in range(len(row)):
-        p = np.exp(row[v])
-        if p > 0:
-            entropy -= p * row[v]
     context = model.table.nodes[model.table.recent[length]]
     total = context.times - 1
     x[0] = 1.0
-    x[1] = entropy / np.log(model.vocab_size)
+    x[1] = entropy(row) / np.log(model.vocab_size)
     x[2] = total / (total + HALF_SURE)
     x[3] = model.table.nodes[context.best].times / total
+
+
+@compiled
+def entropy(row: Any) -> Any:
+    """Nats of the distribution whose log-probabilities are `row` (V,)."""
+    nats = 0.0
+    for v in range(len(row)):
+        p = np.exp(row[v])
+        if p > 0:
+            nats -= p * row[v]
+    return nats
 
 
 @compiled
