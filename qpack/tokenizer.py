@@ -102,6 +102,10 @@ class Tokenizer:
             raise DataError(f"tokenizer {self.path} has no beginning-of-sequence token")
         return token
 
+    def names(self) -> list[str]:
+        """Each token as the model file writes it, like `<s>`, `<0x0A>` or a piece with its mark."""
+        return [str(self._processor.id_to_piece(token)) for token in range(self.vocab_size)]
+
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`, without BOS or EOS."""
         tokens: list[int] = self._processor.encode(text)

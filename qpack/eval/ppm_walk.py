@@ -31,8 +31,6 @@ from qpack.eval.gate import FEATURES, Gate, describe, learn, weigh
 from qpack.eval.ppm import Context, Shape, Tables, count, longer, predict
 from qpack.eval.trie import ROOT, Trie, child_by, masses, path_to
 
-NO_BYTES = 256
-"""The PPM's symbol for a token of no bytes."""
 ALPHABET = 257
 END = 0
 """Where END stands in the distribution of a node; child i is at i + 1."""
@@ -67,6 +65,7 @@ class Desk(NamedTuple):
     w: NDArray[np.float64]  # (ALPHABET,): 1 but while the root is looked at
     q: NDArray[np.float64]  # (1 + most children,)
     r: NDArray[np.float64]  # (1 + most children,)
+    mixed: NDArray[np.float64]  # (1 + most children,)
     path: NDArray[np.int64]  # (1 + longest piece,)
     x: NDArray[np.float64]  # (1 + longest piece, FEATURES): by decision
     found: NDArray[np.float64]  # (1 + longest piece, 3): lambda, q, r
@@ -84,6 +83,7 @@ def new_desk(trie: Trie) -> Desk:
         w=np.ones(ALPHABET),
         q=np.empty(most),
         r=np.empty(most),
+        mixed=np.empty(most),
         path=np.empty(longest, np.int64),
         x=np.empty((longest, FEATURES)),
         found=np.empty((longest, 3)),
@@ -114,14 +114,13 @@ def _observe(learned: Learned, desk: Desk, place: Place, token: int) -> Place:
     trie = learned.trie
     length = path_to(trie, token, desk.path)
     context = place.context
-    if length == 1:
-        context = count(learned.tables, learned.shape, context, NO_BYTES)
-    elif place.before != ROOT:
-        refused = child_by(trie, place.before, trie.symbol[desk.path[1]])
+    begin = min(1, length - 1)
+    if place.before != ROOT:
+        refused = child_by(trie, place.before, trie.symbol[desk.path[begin]])
         if refused >= 0:
             learned.ends[refused, 0] += 1.0
             learned.ends[refused, 1] += 1.0
-    for i in range(1, length):
+    for i in range(begin, length):
         if i > 1 and trie.pieces[desk.path[i - 1]]:
             learned.ends[desk.path[i], 1] += 1.0
         context = count(learned.tables, learned.shape, context, trie.symbol[desk.path[i]])
@@ -145,11 +144,11 @@ def mix_all(
     reach, ending = np.ones(nodes), np.empty(nodes)
     for n in range(nodes):
         context = Context(contexts[n, 0], contexts[n, 1])
-        lam = _decide(learned, desk, Place(context, place.before), n, desk.x[0])
-        ending[n] = reach[n] * _mixed(desk, lam, END)
+        _decide(learned, desk, Place(context, place.before), n, trie.depth[n])
+        ending[n] = reach[n] * desk.mixed[END]
         for i in range(trie.first[n], trie.first[n + 1]):
             child = trie.children[i]
-            reach[child] = reach[n] * _mixed(desk, lam, i - trie.first[n] + 1)
+            reach[child] = reach[n] * desk.mixed[1 + trie.rank[child]]
             contexts[child, 0], contexts[child, 1] = longer(
                 learned.shape, context, trie.symbol[child]
             )
@@ -167,23 +166,16 @@ def _score(learned: Learned, desk: Desk, place: Place, target: int) -> float:
     total = math.log(_identity(trie, desk, target))
     for i in range(length):
         n = desk.path[i]
-        lam = _decide(learned, desk, place, n, desk.x[i])
+        desk.found[i, 0] = _decide(learned, desk, place, n, i)
         at = END
         if i + 1 < length:
             child = desk.path[i + 1]
             at = 1 + trie.rank[child]
             context = longer(learned.shape, place.context, trie.symbol[child])
             place = Place(context, place.before)
-        desk.found[i, 0], desk.found[i, 1], desk.found[i, 2] = lam, desk.q[at], desk.r[at]
-        total += math.log(_mixed(desk, lam, at))
+        desk.found[i, 1], desk.found[i, 2] = desk.q[at], desk.r[at]
+        total += math.log(desk.mixed[at])
     return total
-
-
-@compiled
-def _mixed(desk: Desk, lam: float, at: int) -> float:
-    q: float = desk.q[at]
-    r: float = desk.r[at]
-    return q if lam < 0.0 else lam * q + (1.0 - lam) * r
 
 
 @compiled
@@ -201,16 +193,17 @@ def _exp(row: NDArray[np.float64], p: NDArray[np.float64]) -> None:
 
 
 @compiled
-def _decide(learned: Learned, desk: Desk, place: Place, node: int, x: NDArray[np.float64]) -> float:
-    """Fill q and r of `desk` with what the network and the counts say of END and the children of
-    `node`, whose bytes `place.context` ends with. lambda; -1 where only one thing can come."""
+def _decide(learned: Learned, desk: Desk, place: Place, node: int, step: int) -> float:
+    """Fill q, r and `mixed` of `desk` with what the network, the counts and both say of END and the
+    children of `node`, whose bytes `place.context` ends with, and row `step` of x with the gate's
+    features. lambda; -1 where only one thing can come."""
     trie = learned.trie
-    children = trie.first[node + 1] - trie.first[node]
-    q, r = desk.q[: children + 1], desk.r[: children + 1]
-    live = children + (trie.pieces[node] > 0)
+    outcomes = 1 + trie.first[node + 1] - trie.first[node]
+    q, r, x = desk.q[:outcomes], desk.r[:outcomes], desk.x[step]
+    live = outcomes - (trie.pieces[node] == 0)
     if live == 1:
-        for i in range(children + 1):
-            q[i] = 1.0 if i == children else 0.0
+        for i in range(outcomes):
+            desk.mixed[i] = 1.0 if i == outcomes - 1 else 0.0
         return -1.0
     _network(trie, desk, node, live, q)
     seen = predict(learned.tables, learned.shape, place.context, desk.P)
@@ -219,7 +212,10 @@ def _decide(learned: Learned, desk: Desk, place: Place, node: int, x: NDArray[np
     else:
         _next_byte(learned, desk.P, node, r)
     describe(seen, learned.shape.order, q, r, x)
-    return weigh(learned.gate, trie.depth[node], seen, x)
+    lam = weigh(learned.gate, trie.depth[node], seen, x)
+    for i in range(outcomes):
+        desk.mixed[i] = lam * q[i] + (1.0 - lam) * r[i]
+    return lam
 
 
 @compiled
@@ -245,7 +241,7 @@ def _first_byte(learned: Learned, desk: Desk, before: int, r: NDArray[np.float64
     for i in range(begin, end):
         child = trie.children[i]
         desk.w[trie.symbol[child]] = _ended(learned.ends, child)
-    r[END] = desk.P[NO_BYTES] if trie.pieces[ROOT] else 0.0
+    r[END] = desk.P[trie.symbol[ROOT]] if trie.pieces[ROOT] else 0.0
     total = r[END]
     for i in range(1, len(r)):
         symbol = trie.symbol[trie.children[trie.first[ROOT] + i - 1]]

@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 from qpack.eval.compiled import compiled
 
 ROOT = 0
+NO_BYTES = 256
+"""The symbol of a token that is the empty string."""
 
 
 class Trie(NamedTuple):
@@ -38,7 +40,7 @@ class Trie(NamedTuple):
     parent: NDArray[np.int64]
     """(nodes,); the root is its own"""
     symbol: NDArray[np.int64]
-    """(nodes,) the byte that leads to the node; -1 for the root"""
+    """(nodes,) the byte that leads to the node; NO_BYTES for the root"""
     depth: NDArray[np.int64]
     """(nodes,) bytes from the root"""
     first: NDArray[np.int64]
@@ -66,7 +68,7 @@ def build_trie(pieces: Sequence[bytes]) -> Trie:
     rank[children] = np.arange(len(children)) - first[parent[children]]
     return Trie(
         parent=parent,
-        symbol=np.array([prefix[-1] if prefix else -1 for prefix in prefixes], np.int64),
+        symbol=np.array([prefix[-1] if prefix else NO_BYTES for prefix in prefixes], np.int64),
         depth=np.array([len(prefix) for prefix in prefixes], np.int64),
         first=first,
         children=children,
