@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from qpack.errors import ConfigError
+from qpack.eval.precision import PRECISIONS
 
 RATES = {"sgd": 0.002, "adamw": 0.0001}
 """Learning rate of each optimiser where none is given. SGD's is that of #1440."""
@@ -13,7 +14,7 @@ CHOICES = {
     "optimizer": tuple(RATES),
     "schedule": ("cosine", "constant"),
     "reset": ("never", "chunk", "document"),
-    "precision": ("float32", "bfloat16"),
+    "precision": PRECISIONS,
 }
 
 

@@ -23,6 +23,7 @@ from qpack.errors import DataError
 from qpack.eval.adapters import LowRank
 from qpack.eval.lessons import IGNORED
 from qpack.eval.lora_settings import LoraSettings
+from qpack.eval.precision import products
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 """Of AdamW. The betas are those of #826; its epsilon, 1e-10, would let rounding decide where a
@@ -61,10 +62,10 @@ class Documents:
         rate = self._settings.rate(chunk)
         for _ in range(self._settings.epochs):
             weights = [weight[:count].detach().requires_grad_() for weight in self._weights]
-            with torch.enable_grad():
+            with torch.enable_grad(), products(self._settings.precision, tokens.device):
                 logits = self._low_rank.logits(tokens, weights, scored_from=scored_from)
                 loss = document_losses(logits, targets).sum()
-                gradients = torch.autograd.grad(loss, weights)
+            gradients = torch.autograd.grad(loss, weights)
             with torch.no_grad():
                 self._step(clipped(gradients, self._settings.clip), rate)
 

@@ -96,7 +96,7 @@ class LowRank:
 
         def adjust(hidden: Tensor, logits: Tensor) -> Tensor:
             if HEAD in pairs:
-                logits = logits + delta(hidden, *pairs[HEAD])
+                logits = logits + delta(hidden, *pairs[HEAD]).to(logits.dtype)
             return logits / temperature
 
         if cache is None and tokens.size(1) < self.window:
@@ -182,9 +182,9 @@ class _Hook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
     ) -> Tensor:
         """A linear may be asked to multiply its outputs by a `gain`: so is the delta."""
-        more = delta(args[0], self._a, self._b)
+        more = delta(args[0], self._a, self._b).to(out.dtype)
         gain = args[1] if len(args) > 1 else kwargs.get("gain")
-        return out + (more if gain is None else more * gain.to(more.dtype))
+        return out + (more if gain is None else more * gain.to(out.dtype))
 
 
 def delta(x: Tensor, a: Tensor, b: Tensor) -> Tensor:

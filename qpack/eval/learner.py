@@ -24,6 +24,7 @@ from qpack.distributed import rank, world_size
 from qpack.errors import ConfigError, DataError
 from qpack.eval.adapt_settings import AdaptSettings
 from qpack.eval.lessons import IGNORED
+from qpack.eval.precision import products
 from qpack.eval.ranks import sum_tensors
 
 MICRO_TOKENS = {"cpu": 2_048, "cuda": 16_384}
@@ -75,7 +76,7 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=False)
         own = slice(rank(), None, world_size())
         for batch, goal in _micro(inputs[own], targets[own], self._device):
-            with torch.enable_grad(), self._precision():
+            with torch.enable_grad(), products(self.settings.precision, self._device):
                 logits = self.model(batch)
                 loss = nn.functional.cross_entropy(
                     logits.float().flatten(0, 1), goal.flatten(), reduction="sum"
@@ -96,10 +97,6 @@ class Learner:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         return parameter.grad
-
-    def _precision(self) -> torch.autocast:
-        on = self.settings.precision == "bfloat16"
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=on)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         groups = [{"params": parameters, "lr": 0.0} for _, parameters in self._groups]

@@ -35,7 +35,7 @@ from qpack.eval.predictor import LogProbs, Session, Tokens
 from qpack.eval.ranks import sum_array
 from qpack.progress import SILENT, Progress, Task
 
-BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768}
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 """Tokens of the windows of one batch of documents: a backward pass goes through all of them."""
 
 Document = tuple[int, int]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from qpack.errors import ConfigError
+from qpack.eval.precision import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +38,8 @@ class LoraSettings:
     """Decay of an average of the adapters over optimiser steps, by which is scored; 0: none."""
     temperature: float = 1.0
     """Divides the logits where they are scored, before the softcap."""
+    precision: str = "float32"
+    """`bfloat16`: the products of training under autocast. Scoring is the network's own."""
     seed: int = 0
     """Of the A that all documents begin with."""
 
@@ -55,6 +58,9 @@ class LoraSettings:
             problems.append(f"floor = {self.floor}: must be from 0 to 1")
         if not 0.0 <= self.polyak < 1.0:
             problems.append(f"polyak = {self.polyak}: must be at least 0 and below 1")
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            problems.append(f"precision = {self.precision!r}: expected one of {known}")
         if not self.targets:
             problems.append("targets: names no linear")
         if problems:

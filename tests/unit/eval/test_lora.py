@@ -179,6 +179,14 @@ def test_temperature_comes_before_the_softcap() -> None:
     assert np.abs(logits - expected).max() > 0.1
 
 
+def test_bfloat16_is_near() -> None:
+    tokens = stream(documents())
+    scores = [adapted(precision=name).score(tokens) for name in ("float32", "bfloat16")]
+    gaps = np.abs(scores[0] - scores[1])
+    assert 0.0 < gaps.mean() < 0.1
+    np.testing.assert_array_equal(gaps[:CHUNK], 0.0)
+
+
 def test_divergence_is_an_error() -> None:
     with pytest.raises(DataError, match="not finite"):
         adapted(learning_rate=1e30, clip=0.0).score(stream(documents()))
@@ -200,7 +208,7 @@ def test_what_cannot_be_is_refused() -> None:
     [
         ({"rank": 0, "epochs": 0, "chunk_tokens": 0, "horizon_chunks": 0}, 4),
         ({"learning_rate": -1.0, "clip": float("inf"), "temperature": 0.0}, 3),
-        ({"floor": 1.5, "polyak": 1.0, "targets": ()}, 3),
+        ({"floor": 1.5, "polyak": 1.0, "targets": (), "precision": "int8"}, 4),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, Any], named: int) -> None:
