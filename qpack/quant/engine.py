@@ -11,7 +11,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -297,7 +296,7 @@ def _store(entry: TensorPlan, integers: Tensor, codes: Tensor, rule: Rule) -> Qu
     return QuantizedTensor(
         name=entry.name,
         shape=entry.shape,
-        integers=np.ascontiguousarray(narrow.cpu().numpy()),
+        integers=narrow.contiguous().cpu().numpy(),
         row_codes=codes.cpu().numpy(),
         octave=rule.step_octave,
     )

@@ -23,10 +23,10 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from qpack.distributed import world_size
 from qpack.errors import CalibrationError
+from qpack.quant.tap import Watch
 
 Likelihood = Literal["categorical", "gaussian"]
 
@@ -39,7 +39,7 @@ _BLOCK_ELEMENTS = 1 << 24
 """Outputs whose gradient is made at a time: 64 MiB of float32."""
 
 
-class GradientTap(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class GradientTap(Watch):
     """While entered, gathers output gradients of `parameters` in backward passes.
 
     `gradients`: weight -> (rows,) float64, sums of squares over all uses. `lookups`: table ->

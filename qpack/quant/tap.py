@@ -22,7 +22,16 @@ Observer = Callable[[str, Tensor, Callable[[], Tensor]], None]
 """Called with (weight name, the tensor that was fed in, a function that gives it as rows)."""
 
 
-class WeightTap(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that eager calls alone run in."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler for that, seconds of every first calibration."""
+        return False
+
+
+class WeightTap(Watch):
     """While entered, calls `observer` at every product with one of `parameters`."""
 
     def __init__(self, parameters: Mapping[str, Tensor], observer: Observer) -> None:
