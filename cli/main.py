@@ -26,6 +26,7 @@ from .pack import pack
 from .presets import presets
 from .run import run
 from .settings import ProgressMode, Settings
+from .study import study_byte_spread, study_hashed_ngram, study_train_first
 from .sweep import sweep
 from .train import train
 from .unpack import unpack
@@ -74,6 +75,13 @@ def build() -> Any:
     register(bench, "codecs", bench_codecs)
     register(bench, "bits", bench_bits)
     app.add_typer(bench, name="bench", rich_help_panel=MEASURE)
+    study = typer.Typer(
+        no_args_is_help=True, help="Scores that are none: the claim, the error, the honest form."
+    )
+    register(study, "hashed-ngram", study_hashed_ngram)
+    register(study, "byte-spread", study_byte_spread)
+    register(study, "train-first", study_train_first)
+    app.add_typer(study, name="study", rich_help_panel=MEASURE)
     tree = get_command(app)
     hide_variables(tree)
     return tree

@@ -140,6 +140,23 @@ def _or_nothing(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def show_study(document: Document) -> str:
+    """What was claimed and why that is no score, what was measured, and the honest figures."""
+    measured = document["violation"]
+    tables = [rows_table(value) for value in measured.values() if isinstance(value, list)]
+    plain = {name: value for name, value in measured.items() if not isinstance(value, list)}
+    parts = [
+        f"claimed, and no score\n{indent(show_facts(document['claimed']))}\n"
+        f"{indent(document['wrong'])}",
+        f"measured\n{indent(show_facts(plain))}",
+        *(indent(table) for table in tables),
+        f"honest, on the same tokens\n{indent(show_facts(document['honest']))}",
+        f"{document['tokens']:,} tokens, {document['bytes']:,} bytes of text, "
+        f"{document['seconds']:.1f} s on {document['device']['value']}",
+    ]
+    return "\n\n".join(parts)
+
+
 def show_inspection(found: Document) -> str:
     """Sizes and digests, then streams, tensors, metadata and files."""
     parts = [show_facts(found)]

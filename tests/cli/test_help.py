@@ -22,6 +22,7 @@ COMMANDS = (
     "", "demo", "doctor", "presets", "run", "train", "import", "pack", "inspect", "verify",
     "unpack", "compress", "decompress", "generate", "eval", "sweep", "data",
     "data tokenize", "data fineweb", "data stats", "bench", "bench codecs", "bench bits",
+    "study", "study hashed-ngram", "study byte-spread", "study train-first",
 )  # fmt: skip
 
 
