@@ -6,13 +6,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qpack.errors import ConfigError, DataError
 from qpack.eval import ngram, ngram_table
+from qpack.eval.checks import CheckSettings, check
+from qpack.eval.network import Network
 from qpack.eval.ngram import NgramMixer, NgramSettings
+from qpack.eval.predictor import Mixture
+from qpack.eval.tilt import TiltMixer, TiltSettings
+from qpack.tokenizer import Tokenizer
 
 SETTINGS = st.builds(
     NgramSettings,
@@ -98,6 +104,24 @@ def test_blocks_of_any_length_give_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     state = mixer.start(int(tokens[0]))
     parts = [state.advance(rows[i : i + 30], tokens[i + 1 : i + 31]) for i in range(0, 100, 30)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_probes_find_nothing(table_model, tokenizer: Tokenizer, sentences: list[str]) -> None:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(0)
+    model = table_model(
+        torch.randn(tokenizer.vocab_size, tokenizer.vocab_size, generator=generator)
+    )
+    tokens = np.array([tokenizer.bos, *tokenizer.encode(" ".join(sentences * 2))])
+    network = Network(model, window=32)
+    for mixer in (
+        NgramMixer(NgramSettings(), tokenizer.vocab_size),
+        TiltMixer(TiltSettings(min_length=1), tokenizer.vocab_size),
+    ):
+        predictor = Mixture(network, mixer)
+        settings = CheckSettings(num_tokens=120, nats_tolerance=1e-9)
+        probes = check(predictor, tokens, tokenizer, settings=settings)
+        assert [probe for probe in probes if not probe.passed] == []
+        assert predictor.score(tokens).sum() > network.score(tokens).sum()
 
 
 def test_repeated_text_costs_less_and_weights_learn_it() -> None:

@@ -10,9 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from qpack.errors import ConfigError, DataError
-from qpack.eval.studies.hashed_ngram import PRIMES, HashedNgramSettings, study
-from qpack.progress import Silent
+from qpack.errors import ConfigError, DataError, EvaluationError
+from qpack.eval.checks import CheckSettings, check, refuse
+from qpack.eval.network import Network
+from qpack.eval.predictor import LogProbs, Session, Tokens
+from qpack.eval.studies.hashed_ngram import PRIMES, HashedNgramSettings, new_cache, score, study
+from qpack.progress import SILENT, Progress, Silent
 from qpack.tokenizer import Tokenizer
 
 
@@ -24,6 +27,49 @@ class Warnings(Silent):
 
     def warn(self, message: str) -> None:
         self.seen.append(message)
+
+
+class Cached:
+    """The cache as a predictor, if it were one."""
+
+    name = "hashed n-grams"
+
+    def __init__(self, network: Network, settings: HashedNgramSettings) -> None:
+        self.network, self.settings = network, settings
+        self.vocab_size = network.vocab_size
+
+    def start(self, first: int, *, num_tokens: int | None = None) -> Session:
+        return CachedSession(self, first)
+
+    def score(self, tokens: Tokens, *, progress: Progress = SILENT) -> NDArray[np.float64]:
+        cache = new_cache(tokens.astype(np.int64), self.vocab_size, self.settings)
+        rows = np.concatenate([rows for rows, _ in self.network.rows(tokens)])
+        out = np.empty((len(rows), 2))
+        score(cache, 1, rows, out)
+        return out[:, 0]
+
+
+class CachedSession:
+    """Every token is put in the target's place in turn."""
+
+    def __init__(self, predictor: Cached, first: int) -> None:
+        self.base = predictor.network.start(first)
+        text = np.full(1000, first, np.int64)
+        self.cache, self.place = new_cache(text, predictor.vocab_size, predictor.settings), 1
+        self.cache.wrong[:] = -1
+
+    def log_probs(self) -> LogProbs:
+        row = self.base.log_probs().copy()
+        out = np.empty((len(row), 2))
+        for token in range(len(row)):
+            self.cache.tokens[self.place] = token
+            score(self.cache, self.place, row[None], out[token : token + 1])
+        return out[:, 0]
+
+    def observe(self, token: int) -> None:
+        self.base.observe(token)
+        self.cache.tokens[self.place] = token
+        self.place += 1
 
 
 @pytest.fixture
@@ -114,6 +160,18 @@ def test_collisions_make_the_claim(
     assert honest["bpb_of_claim_over_its_sum"] > 3 * claims[0]
     assert claims[0] < honest["bpb"] < honest["bpb_network"]
     assert honest["bpb"] == many["honest"]["bpb"]
+
+
+def test_the_probes_refuse_it_for_its_sums_alone(
+    model: torch.nn.Module, text: NDArray[np.uint16], tokenizer: Tokenizer
+) -> None:
+    """It is causal, and scores before it counts: only what it sums to betrays it."""
+    predictor = Cached(Network(model), HashedNgramSettings(buckets=16, chunk_tokens=20))
+    settings = CheckSettings(num_tokens=60, positions=2)
+    probes = check(predictor, text, tokenizer, settings=settings)
+    assert [probe.name for probe in probes if not probe.passed] == ["normalisation"]
+    with pytest.raises(EvaluationError, match="hashed n-grams"):
+        refuse(predictor, probes)
 
 
 def test_the_first_chunk_is_the_networks_own(
