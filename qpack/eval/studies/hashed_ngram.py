@@ -63,7 +63,8 @@ class HashedNgramSettings:
     """What may be changed of the study."""
 
     buckets: int = 4_194_304
-    """Buckets of each table, a power of two. A shorter text needs fewer for the original's load."""
+    """Buckets of each table, a power of two, 64 bytes of memory each for all tables. A shorter text
+    needs fewer for the original's load."""
     chunk_tokens: int = 1_048_576
     """Tokens that are scored before the tables take them in."""
     samples: int = 256
