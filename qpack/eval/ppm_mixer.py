@@ -8,15 +8,13 @@ form of #1959, whose original is a study (`studies/byte_spread.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-from qpack.errors import ConfigError, DataError
-from qpack.eval.gate import Gate, fixed_gate, learned_gate
+from qpack.eval.gate import Gate
+from qpack.eval.ngram import as_rows, check_block
 from qpack.eval.ppm import Ppm
+from qpack.eval.ppm_settings import PpmSettings
 from qpack.eval.ppm_walk import (
     ALPHABET,
     Learned,
@@ -28,50 +26,6 @@ from qpack.eval.ppm_walk import (
 from qpack.eval.predictor import LogProbs, Tokens
 from qpack.eval.trie import ROOT, Trie, build_trie
 from qpack.tokenizer import Tokenizer
-
-MAX_ORDER = 6
-MAX_RATE = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PpmSettings:
-    """How to count and how to mix."""
-
-    order: int = 4
-    """Bytes of the longest context"""
-    gate: Literal["learned", "fixed"] = "learned"
-    """Whether the network's weight is learned from the scored text, or is one of two constants"""
-    rate: float = 0.5
-    """Of the learned gate: how far a first gradient moves a weight"""
-    threshold: float = 0.9
-    """Of the fixed gate: the confidence above which the counts are trusted"""
-    sure: float = 0.05
-    """Of the fixed gate: the network's weight above the threshold"""
-    unsure: float = 0.9
-    """Of the fixed gate: the network's weight elsewhere"""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError naming every setting that cannot be."""
-        shares = {"threshold": self.threshold, "sure": self.sure, "unsure": self.unsure}
-        wrong = [
-            f"{name} = {value}: not from 0 to 1"
-            for name, value in shares.items()
-            if not 0 <= value <= 1
-        ]
-        if not 0 <= self.order <= MAX_ORDER:
-            wrong.append(f"order = {self.order}: not from 0 to {MAX_ORDER}")
-        if self.gate not in ("learned", "fixed"):
-            wrong.append(f"gate = {self.gate!r}: neither 'learned' nor 'fixed'")
-        if not 0 <= self.rate <= MAX_RATE:
-            wrong.append(f"rate = {self.rate}: not from 0 to {MAX_RATE}")
-        if wrong:
-            raise ConfigError("the PPM mixer cannot be set so", items=wrong)
-
-    def new_gate(self) -> Gate:
-        """The gate of these settings, before anything was scored."""
-        if self.gate == "learned":
-            return learned_gate(rate=self.rate)
-        return fixed_gate(threshold=self.threshold, sure=self.sure, unsure=self.unsure)
 
 
 class PpmMixer:
@@ -105,9 +59,13 @@ class PpmState:
         self._advance(equal, np.array([first]), unscored)
 
     def mix(self, row: LogProbs) -> LogProbs:
-        """(V,): log-probabilities of the next token, from the network's (V,). Changes nothing."""
-        learned = self._learned(self._gate)
-        return mix_all(learned, self._desk, self._place, self._checked(row[None])[0])
+        """(V,): log-probabilities of the next token, from the network's (V,). Changes nothing.
+
+        Raises `DataError` for a row of another vocabulary.
+        """
+        rows = as_rows(row[None])
+        check_block(rows, np.zeros(1, np.int64), len(self._trie.node))
+        return mix_all(self._learned(self._gate), self._desk, self._place, rows[0])
 
     def observe(self, token: int, row: LogProbs) -> None:
         """The next token was `token`; the network's log-probabilities of it were `row` (V,)."""
@@ -116,15 +74,13 @@ class PpmState:
     def advance(self, rows: LogProbs, targets: Tokens) -> NDArray[np.float64]:
         """(b,): mixed log-probabilities of `targets` (b,) by `rows` (b, V), learning from each.
 
-        Raises `DataError` for rows or tokens that are not of the tokenizer's vocabulary.
+        Raises `DataError` for rows or targets of another vocabulary.
         """
         return self._advance(rows, targets, self._gate)
 
     def _advance(self, rows: LogProbs, targets: Tokens, gate: Gate) -> NDArray[np.float64]:
-        rows = self._checked(rows)
-        tokens = np.asarray(targets, np.int64)
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < rows.shape[1]:
-            raise DataError(f"a token is beyond the tokenizer's {rows.shape[1]:,}")
+        rows = as_rows(rows)
+        tokens = check_block(rows, targets, len(self._trie.node))
         depths = self._trie.depth[self._trie.node[tokens]]
         self._ppm.reserve(int(np.maximum(depths, 1).sum()))
         learned = self._learned(gate)
@@ -133,11 +89,3 @@ class PpmState:
 
     def _learned(self, gate: Gate) -> Learned:
         return Learned(self._trie, self._ppm.tables, self._ppm.shape, self._ends, gate)
-
-    def _checked(self, rows: LogProbs) -> LogProbs:
-        if rows.shape[1] != len(self._trie.node):
-            raise DataError(
-                f"the tokenizer has {len(self._trie.node):,} tokens, the model {rows.shape[1]:,}",
-                hint="give the tokenizer that the model was trained with",
-            )
-        return np.ascontiguousarray(rows, np.float64)

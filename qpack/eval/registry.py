@@ -23,7 +23,7 @@ from qpack.plugins import PREDICTORS, did_you_mean, load_plugin, names
 from qpack.runs.overrides import apply_overrides, parse_overrides
 from qpack.tokenizer import Tokenizer
 
-MIXTURES = ("ngram", "tilt", "ppm")
+MIXTURES = ("ngram", "tilt", "ppm", "token_ppm")
 ADAPTATIONS = ("sgd", "adamw", "lora")
 SECTIONS = {"sgd": "adapt", "adamw": "adapt"}
 """The table of settings of each name, where it has another one's."""
@@ -148,6 +148,10 @@ def _mixture(
         module = importlib.import_module("qpack.eval.ppm_mixer")
         chosen = read_settings(module.PpmSettings, settings, name)
         mixer = module.PpmMixer(chosen, tokenizer)
+    elif name == "token_ppm":
+        module = importlib.import_module("qpack.eval.token_ppm")
+        chosen = read_settings(module.TokenPpmSettings, settings, name)
+        mixer = module.TokenPpmMixer(chosen, network.vocab_size)
     elif name == "ngram":
         module = importlib.import_module("qpack.eval.ngram")
         chosen = read_settings(module.NgramSettings, settings, name)

@@ -47,7 +47,8 @@ from qpack.eval.ppm import (
     longer,
     slot_of,
 )
-from qpack.eval.ppm_mixer import PpmMixer, PpmSettings
+from qpack.eval.ppm_mixer import PpmMixer
+from qpack.eval.ppm_settings import PpmSettings
 from qpack.eval.predictor import LogProbs, Tokens
 from qpack.progress import SILENT, Progress
 from qpack.tokenizer import SPACE_MARK, Tokenizer

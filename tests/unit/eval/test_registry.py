@@ -100,7 +100,7 @@ def test_what_a_package_provides(network: Network, tokenizer: Tokenizer) -> None
     assert made.settings["echo"] == {"loud": True}
     with pytest.raises(ConfigError, match='"ecko" \\(did you mean "echo"') as error:
         build("ecko", network, tokenizer, {})
-    assert "ngram, tilt, ppm, sgd, adamw, lora, echo" in str(error.value)
+    assert "ngram, tilt, ppm, token_ppm, sgd, adamw, lora, echo" in str(error.value)
 
 
 def test_settings_as_tables() -> None:
