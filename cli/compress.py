@@ -32,7 +32,7 @@ def compress(
     ] = None,
     mix: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Also learn from the file: ngram, tilt or ppm."),
+        typer.Option(metavar="NAME", help="Learn from the file: ngram, tilt, ppm, token_ppm."),
     ] = None,
     tokenizer: PiecesOption = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens of context at most.")] = 1024,

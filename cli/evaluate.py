@@ -47,7 +47,7 @@ def evaluate(  # noqa: PLR0913  one parameter an option
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Another row: the model mixed with ngram, tilt, ppm or a plugin; repeatable.",
+            help="Another row: mixed with ngram, tilt, ppm, token_ppm or a plugin; repeatable.",
             rich_help_panel=PREDICTORS,
         ),
     ] = None,
@@ -63,7 +63,7 @@ def evaluate(  # noqa: PLR0913  one parameter an option
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A setting of ngram, tilt, ppm, adapt, lora or check: ngram.max_order=5.",
+            help="A setting of a mixture, of adapt, lora or check: ngram.max_order=5.",
             rich_help_panel=PREDICTORS,
         ),
     ] = None,
