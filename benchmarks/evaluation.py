@@ -55,10 +55,16 @@ ROWS = (
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 WARM_TOKENS = {"cpu": 2 * WINDOW + 1, "cuda": 2 * 65_536 + 1}
 """Enough for a whole batch."""
+GRAPHS = 64
+"""Of one function: batches that are full, or not, of windows that skip, or not."""
 
 
 def main() -> None:
     options = parse()
+    if options.compile:
+        if options.check:
+            raise SystemExit("--check reads token by token: every length would be compiled")
+        torch._dynamo.config.recompile_limit = GRAPHS
     book = Book(options)
     for spec in options.rows:
         book.row(spec)
