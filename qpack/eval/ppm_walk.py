@@ -13,7 +13,8 @@ as e(c). So, with P the distribution of the next byte,
 which sums to 1 as P does. The byte after END is the next token's first and was ruled out as far as
 e said: at the root P(b) is weighed by e(c) of the node where the token before ended, and
 renormalised. Nodes where no piece ends have their children's P(b), renormalised. So no context is
-diluted by END, and where the tokens' ends follow from the text they cost next to nothing.
+diluted by END, and where a token's end follows from the next byte it costs nothing. Where it
+follows from later bytes it costs what e leaves open, which those bytes do not win back.
 
 Within a token nothing is learned, for then all tokens can be asked about; after it, everything.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -192,6 +193,20 @@ def test_repeated_text_is_learned(abc: Tokenizer) -> None:
     scores = PpmMixer(PpmSettings(), abc).start(0).advance(rows, tokens)
     assert scores[:5].mean() < -1.5
     assert scores[-5:].mean() > -0.2
+
+
+@pytest.mark.slow
+def test_a_megabyte_a_minute(shared_data: Path) -> None:
+    tokenizer = Tokenizer.load(shared_data / "tokenizers" / "fineweb_1024_bpe.model")
+    shard = read_shard(shared_data / "shards" / "fineweb_val_head_sp1024.bin")[:60_001]
+    rows, mixer = random_rows(500, 1024), PpmMixer(PpmSettings(), tokenizer)
+    mixer.start(1).advance(rows[:1], shard[:1])  # compiles
+    state = mixer.start(int(shard[0]))
+    began = time.process_time()
+    for at in range(1, len(shard), len(rows)):
+        state.advance(rows, shard[at : at + len(rows)])
+    seconds = time.process_time() - began
+    assert tokenizer.text_bytes(shard) / seconds * 60 > 1e6
 
 
 def test_text_of_other_vocabularies_is_refused(abc: Tokenizer) -> None:
