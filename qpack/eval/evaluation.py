@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpack.checkpoint import build_model, load, read_model
-from qpack.errors import ConfigError
+from qpack.errors import ConfigError, DataError
 from qpack.eval.bpb import score
 from qpack.eval.checks import CheckSettings
 from qpack.eval.coder import Setup
@@ -67,7 +67,7 @@ def evaluate_file(
     the names as of `registry.settings_tables`; with `checks` all are probed first; `prove_bytes` of
     the text are written as a file by each and decoded elsewhere, under `proofs`. Raises as
     `read_model`, `registry.build`, `evaluate_rows` and `prove`; `ConfigError` for a KL divergence
-    of isolated documents.
+    of isolated documents, `DataError` for a text shorter than a window.
     """
     if isolate and inputs.against is not None:
         raise ConfigError(
@@ -77,6 +77,11 @@ def evaluate_file(
     tables = tables or {}
     shard, tokenizer = read_shard(inputs.tokens), Tokenizer.load(inputs.tokenizer)
     tokens = shard if max_tokens is None else shard[: max_tokens + 1]
+    if len(tokens) <= window:
+        raise DataError(
+            f"{len(tokens) - 1:,} tokens to score are fewer than a window of {window:,}",
+            hint="give a longer text, or a smaller --window",
+        )
     checkpoint = read_model(inputs.model)
     checkpoint.check_tokenizer(tokenizer.sha256, inputs.tokenizer)
     network = Network(

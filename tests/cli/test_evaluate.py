@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+from qpack import plugins
+from qpack.eval.network import Network
+from qpack.eval.predictor import Session, Tokens
+from qpack.plugins import PREDICTORS
+from qpack.progress import SILENT, Progress
+from qpack.tokenizer import Tokenizer
 
 from .conftest import Outcome, Runner
 from .given import Files, make_files
@@ -117,6 +128,50 @@ def test_what_is_refused(run, options: tuple[str, ...], words: str) -> None:  # 
     outcome = run(*options)
     assert (outcome.code, outcome.out) == (3, "")
     assert words in outcome.err
+
+
+def test_a_text_shorter_than_a_window(run) -> None:  # type: ignore[no-untyped-def]
+    outcome = run("--window", 301)
+    assert (outcome.code, outcome.out) == (3, "")
+    assert "300 tokens to score are fewer than a window of 301" in outcome.err
+
+
+def build_cheat(network: Network, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Cheat:
+    """As an installed package would."""
+    del tokenizer, settings
+    return Cheat(network)
+
+
+class Cheat:
+    """Adds to the probability of what comes, and of nothing else."""
+
+    name = "cheat"
+
+    def __init__(self, network: Network) -> None:
+        self.network, self.vocab_size = network, network.vocab_size
+
+    def start(self, first: int, *, num_tokens: int | None = None) -> Session:
+        return self.network.start(first)
+
+    def score(self, tokens: Tokens, *, progress: Progress = SILENT) -> NDArray[np.float64]:
+        return np.log(0.5 * np.exp(self.network.score(tokens)) + 0.5)
+
+
+def test_a_refused_predictor_leaves_no_score_of_anything(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    point = EntryPoint("cheat", f"{__name__}:build_cheat", PREDICTORS)
+    known = plugins.entry_points
+
+    def entry_points(*, group: str) -> EntryPoints:
+        return EntryPoints([*known(group=group), point]).select(group=group)
+
+    monkeypatch.setattr(plugins, "entry_points", entry_points)
+    assert run("--mix", "cheat", "--json").document["rows"][1]["name"] == "cheat"
+    outcome = run("--mix", "cheat", "--check", "--set", "check.num_tokens=60", "--json")
+    assert (outcome.code, outcome.out) == (6, "")
+    assert 'the predictor "cheat" is refused' in outcome.error["message"]
+    assert {item.partition(":")[0] for item in outcome.error["items"]} == {"target swap", "session"}
 
 
 def test_a_proof(run) -> None:  # type: ignore[no-untyped-def]
