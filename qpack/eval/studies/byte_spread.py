@@ -123,7 +123,7 @@ def study(
         for begin, end in zip([0, *marks], [*marks, len(targets)], strict=True):
             bits += spread.advance(rows[begin:end], targets[begin:end])
             if end < len(targets):
-                sums.append(spread.total(rows[end]))
+                sums.append(math.fsum(spread.scores(rows[end])))
         nats["bpb_network"] -= math.fsum(rows[np.arange(len(targets)), targets])
         for name, state in honest.items():
             nats[name] -= math.fsum(state.advance(rows, targets))
@@ -182,9 +182,9 @@ class Spread:
         )
         return bits
 
-    def total(self, row: LogProbs) -> float:
-        """The sum of the scores that each token would have next, by the network's `row` (V,)."""
-        return _total(self._ppm.tables, self._ppm.context, self._texts, row)
+    def scores(self, row: LogProbs) -> NDArray[np.float64]:
+        """(V,): the score S that each token would have next, by the network's `row` (V,)."""
+        return _scores(self._ppm.tables, self._ppm.context, self._texts, row)
 
 
 class Texts(NamedTuple):
@@ -217,17 +217,17 @@ def _claimed(
 
 
 @compiled
-def _total(tables: Tables, context: Context, texts: Texts, row: NDArray[np.float64]) -> float:
-    shape, total = Shape(ORDER, 8), 0.0
+def _scores(
+    tables: Tables, context: Context, texts: Texts, row: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    shape, out = Shape(ORDER, 8), np.ones(len(row))
     for v in range(len(row)):
         begin, end = texts.first[v], texts.first[v + 1]
-        q = math.exp(row[v] / (end - begin))
-        product, place = 1.0, context
+        q, place = math.exp(row[v] / (end - begin)), context
         for at in range(begin, end):
-            product *= _score(tables, place, q, texts.symbols[at])
+            out[v] *= _score(tables, place, q, texts.symbols[at])
             place = longer(shape, place, texts.symbols[at])
-        total += product
-    return total
+    return out
 
 
 @compiled

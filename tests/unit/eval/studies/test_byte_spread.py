@@ -78,10 +78,10 @@ def test_eight_equal_words_sum_to_four() -> None:
     equal = np.full((20_000, 8), -math.log(8))
     tokens = np.random.default_rng(0).integers(8, size=20_000)
     spread = Spread(WORDS, 0)
-    assert spread.total(equal[0]) < 1.0  # it knows one word
+    assert spread.scores(equal[0]).sum() < 1.0  # it knows one word
     bits = spread.advance(equal[:19_000], tokens[:19_000])
     bits = spread.advance(equal[19_000:], tokens[19_000:])
-    total = spread.total(equal[0])
+    total = spread.scores(equal[0]).sum()
     assert total == pytest.approx(4.09, abs=0.03)
     # A code needs 3 bits for each of these words. The claim is less by what was free.
     assert bits / 1000 == pytest.approx(3 - math.log2(total), abs=0.01)
