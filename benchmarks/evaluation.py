@@ -8,7 +8,8 @@ A row is a reading, or a reading and what is built on it: `disjoint`, `sliding` 
 `qpack/eval/registry.py`; `float` is the float model in disjoint windows. A row's control is made
 first if it is not there. Rows that OUT has are kept, so a run that was stopped goes on, and rows of
 several machines stand in one file, each with its own provenance. FOLDER keeps the scores of single
-tokens, from which a gain over a control gets its error.
+tokens, from which a gain over a control gets its error, and a reading's rows, which all mixtures on
+it read: their seconds are those of the network's own row and of mixing, `mixing_seconds`.
 
 `--precision bfloat16` and `--compile` are for speed on CUDA; rows of bfloat16 stand beside the
 others, as `disjoint@bfloat16`. Only windows of few shapes are compiled: not those of documents, and
@@ -19,7 +20,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from qpack.environment import provenance
 from qpack.eval.checks import CheckSettings, check, refuse
 from qpack.eval.coder import Setup
 from qpack.eval.network import Network
+from qpack.eval.predictor import LogProbs, Mixture, Tokens
 from qpack.eval.prove import prove
 from qpack.eval.registry import (
     ADAPTATIONS,
@@ -43,6 +46,7 @@ from qpack.eval.registry import (
     settings_tables,
 )
 from qpack.eval.rows import Control, Row, evaluate_row
+from qpack.progress import SILENT, Progress
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard, sha256_file
 
@@ -55,6 +59,8 @@ ROWS = (
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 WARM_TOKENS = {"cpu": 2 * WINDOW + 1, "cuda": 2 * 65_536 + 1}
 """Enough for a whole batch."""
+BLOCK_TOKENS = 4_096
+"""Rows in memory at a time."""
 GRAPHS = 64
 """Of one function: batches that are full, or not, of windows that skip, or not."""
 
@@ -125,9 +131,7 @@ class Book:
 
     def row(self, spec: str) -> Row:
         """The row of `spec`: as it is in the document, or measured now."""
-        key = spec
-        if self.options.precision != "float32":
-            key = f"{spec}@{self.options.precision}"
+        key = spec + self.suffix()
         scores = self.options.work / f"{key}.npy"
         known = self.document["rows"].get(key)
         if known is not None and scores.exists():
@@ -138,9 +142,12 @@ class Book:
         if self.options.check:
             probes = check(contender.rehearsal, self.tokens, self.tokenizer)
             refuse(contender.predictor, probes)
-        contender.predictor.score(self.tokens[: WARM_TOKENS[self.device.type]])
+        predictor = contender.predictor
+        predictor.score(self.tokens[: WARM_TOKENS[self.device.type]])
+        if isinstance(predictor, Mixture):
+            predictor = replace(predictor, base=self.kept(predictor.base, spec.partition("+")[0]))
         measured = evaluate_row(
-            contender.predictor,
+            predictor,
             self.tokens,
             self.tokenizer,
             control=control,
@@ -148,13 +155,41 @@ class Book:
             probes=probes,
         )
         np.save(scores, measured.scores)
-        how = {"precision": self.options.precision, "compiled": self.compiles(spec)}
+        how: dict[str, Any] = {
+            "precision": self.options.precision,
+            "compiled": self.compiles(spec),
+        }
+        if isinstance(predictor, Mixture) and control is not None:
+            how["mixing_seconds"] = measured.seconds
+            seconds = control.seconds + measured.seconds
+            speed = measured.tokens / seconds
+            measured = replace(measured, seconds=seconds, tokens_per_second=speed)
         self.document["rows"][key] = measured.to_dict() | how | provenance(self.device)
         if self.options.prove:
             self.prove(spec)
         self.write()
         print(json.dumps(brief(self.document["rows"][key])), flush=True)
         return measured
+
+    def kept(self, network: Any, reading: str) -> Kept:
+        """The network's rows from a file of FOLDER, which is made if it is not there."""
+        path = self.options.work / f"{reading}{self.suffix()}.rows.npy"
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            shape = (len(self.tokens) - 1, network.vocab_size)
+            rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float64, shape=shape)
+            end = 0
+            for block, targets in network.rows(self.tokens):
+                rows[end : end + len(targets)] = block
+                end += len(targets)
+            rows.flush()
+            partial.rename(path)
+        return Kept(network, np.load(path, mmap_mode="r"))
+
+    def suffix(self) -> str:
+        """What the names of rows end with."""
+        precision = self.options.precision
+        return "" if precision == "float32" else f"@{precision}"
 
     def contender(self, spec: str) -> Contender:
         reading, _, name = spec.partition("+")
@@ -230,6 +265,22 @@ class Book:
     def write(self) -> None:
         document = self.document | provenance(self.device)
         self.options.out.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+class Kept:
+    """A network whose rows of one stream are known, as a `RowPredictor` of that stream."""
+
+    def __init__(self, network: Network, known: LogProbs) -> None:
+        self.name, self.vocab_size = network.name, network.vocab_size
+        self.start, self.score = network.start, network.score
+        self.known = known
+
+    def rows(
+        self, tokens: Tokens, *, progress: Progress = SILENT
+    ) -> Iterator[tuple[LogProbs, Tokens]]:
+        for i in range(0, len(tokens) - 1, BLOCK_TOKENS):
+            targets = tokens[i + 1 : i + 1 + BLOCK_TOKENS]
+            yield np.array(self.known[i : i + len(targets)]), targets
 
 
 def restored(known: dict[str, Any], scores: NDArray[np.float64]) -> Row:
