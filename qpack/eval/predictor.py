@@ -57,6 +57,7 @@ class Predictor(Protocol):
         """A session that has seen the token `first`, which is context and is never scored.
 
         `num_tokens` is the length of the stream, `first` included, where it is declared beforehand.
+        Raises `ConfigError` where a predictor cannot do without and it is not given.
         """
         ...
 

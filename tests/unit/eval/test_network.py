@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qpack.checkpoint import build_model
 from qpack.errors import ConfigError, DataError
 from qpack.eval.network import Network
 from qpack.eval.predictor import Predictor, RowPredictor
+from qpack.importing import import_file
+from qpack.tokens import read_shard
 from tests.unit.trainer.model.tiny import BOS, tiny
 from tests.unit.trainer.model.variants import MIXED, NTK, RECUR, variant_id
 
@@ -115,6 +119,22 @@ def test_each_target_is_scored_in_its_window(reading: dict[str, Any]) -> None:
         with torch.no_grad():
             logs = model(context[None])[0, -1].double().log_softmax(-1)
         assert found[target - 1] == pytest.approx(float(logs[int(tokens[target])]), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reading", [{"window": 128}, {"window": 128, "stride": 48}], ids=str)
+def test_a_real_model_reads_the_same_in_both_forms(
+    shared_data: Path, reading: dict[str, Any]
+) -> None:
+    model = build_model(import_file(shared_data / "models/golf27m_sp1024.safetensors"))
+    shard = read_shard(shared_data / "shards/fineweb_val_head_sp1024.bin")
+    tokens = np.array(shard[:400])
+    predictor = Network(model, **reading)
+    rows = read(predictor, tokens)
+    scores = predictor.score(tokens)
+    np.testing.assert_allclose(rows[np.arange(399), tokens[1:]], scores, atol=1e-4)
+    alone = Network(model, **reading, batch=1).score(tokens)
+    assert alone.sum() == pytest.approx(scores.sum(), rel=1e-9)
 
 
 def test_other_documents_do_not_matter() -> None:
