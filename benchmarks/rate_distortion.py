@@ -36,12 +36,14 @@ from qpack.inputs import Inputs, read_inputs
 from qpack.options import PackOptions
 from qpack.pipeline import calibrate, calibration_batches
 from qpack.proof import check_decoded, decode_elsewhere
+from qpack.quant.corrections import Offsets
 from qpack.quant.tune import Tuning, tune
 from qpack.recipe import Recipe, read_recipe
 from qpack.stages import RunLog
 from qpack.sweep import make_fitter, make_quantizer, num_weights, planned, score_contents
 from qpack.tensors import Contents
 from qpack.tokens import sha256_file
+from qpack.tuned import AGAIN
 
 SCHEMA = "qpack.bench-rate-distortion/1"
 RECORD, RECORD_K, RECORD_CODECS = "record", 12.85, ("brotli",)
@@ -207,6 +209,7 @@ class Work:
     def __init__(self, bench: Bench, inputs: Inputs, *, tune_steps: int) -> None:
         self.bench, self.inputs, self.tune_steps = bench, inputs, tune_steps
         self.seconds: dict[str, Any] = {}
+        self.learned: Offsets = {}
         with clocked(self.seconds, "prepare"):
             self.quantizer = make_quantizer(inputs, bench.statistics, RunLog())
         self.fitter = make_fitter(inputs, self.quantizer, RunLog())
@@ -248,17 +251,22 @@ class Work:
         return min(good, key=lambda row: int(row["bytes"]))
 
     def tuned(self, contents: Contents) -> tuple[Contents, dict[str, Any] | None]:
-        """Contents after tuning, and what it did, where the row asks for it."""
+        """Contents after tuning, and what it did, where the row asks for it.
+
+        As packing does it: a tuning after the first is short, and starts from what was learned.
+        """
         if not self.tune_steps:
             return contents, None
+        steps = max(1, self.tune_steps // AGAIN) if self.learned else self.tune_steps
         tuning = Tuning(
             model=self.inputs.model,
             batches=self.bench.batches,
             held_out=self.bench.held_out,
-            steps=self.tune_steps,
+            steps=steps,
         )
         with clocked(self.seconds, "tune"):
-            done = tune(contents, tuning)
+            done = tune(contents, tuning, start=self.learned)
+        self.learned = done.offsets
         return done.contents, {
             "steps": done.steps,
             "held_out_kl_before": done.before,
