@@ -39,6 +39,9 @@ MOST_SHRINK = 1e6
 GAIN_CODES = 64
 """A gain is at most an octave, either way."""
 
+TOGETHER = 32
+"""Columns whose steps are made at a time: on a GPU an operation on one costs only its start."""
+
 LARGEST = float(grid.UNCLIPPED_MAX - 16)
 """What a trellis rounds stays inside int16 whatever branch it takes."""
 
@@ -61,6 +64,7 @@ class ColumnSteps:
         """what the file stores: changed by gains as columns are rounded"""
         self._table = grid.step_table(OCTAVE, row_steps.device)
         self._cols = grid.look_up(self._table, col_codes, OCTAVE)
+        self._block, self._steps = -1, row_steps
         self._weights = gain_weights
         self._trellis, self._bounds = trellis, bounds
         self._shrink = torch.zeros_like(row_steps)
@@ -72,7 +76,7 @@ class ColumnSteps:
     def __call__(self, j: int, w: Tensor) -> tuple[Tensor, Tensor]:
         """Round column j of every matrix; `w` is (batch, rows)."""
         col = self._cols[:, j, None]
-        u = w / (self._rows * col)
+        u = w / self._steps_of(j)
         if self._trellis:
             u.clamp_(-LARGEST, LARGEST)
             m = round_column(u, self._shrink * col.square(), self._bounds, self._trellis)
@@ -82,6 +86,14 @@ class ColumnSteps:
         if self._weights is not None:
             col = self._refit(j, w, decoded)
         return m, decoded.mul_(col)
+
+    def _steps_of(self, j: int) -> Tensor:
+        """The steps (batch, rows) of column j."""
+        block, place = divmod(j, TOGETHER)
+        if block != self._block:
+            cols = self._cols[:, block * TOGETHER : (block + 1) * TOGETHER, None]
+            self._block, self._steps = block, self._rows[:, None, :] * cols
+        return self._steps[:, place]
 
     def _refit(self, j: int, w: Tensor, decoded: Tensor) -> Tensor:
         """The column step (batch, 1) that fits best, as its code gives it."""

@@ -69,8 +69,8 @@ def quantize_columns(
                 w = WT[:, j]
                 q, decoded = rounder(j, w)
                 integers[:, j] = q
-                e = torch.sub(w, decoded).div_(diagonal[:, j, None])
-                errors[:, j - start] = e
+                e = errors[:, j - start]
+                torch.sub(w, decoded, out=e).div_(diagonal[:, j, None])
                 if j + 1 < end:
                     WT[:, j + 1 : end].addcmul_(
                         U[:, j, j + 1 : end, None], e[:, None, :], value=-1.0
