@@ -94,7 +94,7 @@ def evaluate(  # noqa: PLR0913  one parameter an option
     from qpack.device import choose
     from qpack.environment import provenance
     from qpack.eval.checks import CheckSettings
-    from qpack.eval.evaluation import Inputs, evaluate_file
+    from qpack.eval.evaluation import Inputs, Wanted, evaluate_file
     from qpack.eval.registry import CHECK, read_settings, settings_tables
     from qpack.tokens import sha256_file
 
@@ -104,8 +104,7 @@ def evaluate(  # noqa: PLR0913  one parameter an option
     chosen, reason = choose(device)
     output.note(f"device {chosen}: {reason}")
     inputs = Inputs(model=model, tokens=tokens, tokenizer=tokenizer, against=against)
-    found = evaluate_file(
-        inputs,
+    wanted = Wanted(
         window=window,
         stride=stride,
         isolate=isolate_documents,
@@ -114,9 +113,10 @@ def evaluate(  # noqa: PLR0913  one parameter an option
         tables=tables,
         checks=read_settings(CheckSettings, tables.get(CHECK, {}), CHECK) if check else None,
         prove_bytes=prove,
-        device=str(chosen),
-        progress=output.progress,
     )
+    found = evaluate_file(inputs, wanted, device=str(chosen), progress=output.progress)
+    if found is None:
+        return  # one of several ranks under torchrun: the first one reports
     document = {
         "schema": "qpack.eval/1",
         **found,

@@ -7,7 +7,7 @@ is a row on the same tokens, each beside its control (`rows.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpack.checkpoint import build_model, load, read_model
-from qpack.errors import ConfigError, DataError
+from qpack.distributed import rank, session, world_size
+from qpack.errors import ConfigError, DataError, OtherRankError, QpackError
 from qpack.eval.bpb import score
 from qpack.eval.checks import CheckSettings
 from qpack.eval.coder import Setup
@@ -47,67 +48,90 @@ class Inputs:
         return {role: path for role, path in found.items() if path is not None}
 
 
-def evaluate_file(
-    inputs: Inputs,
-    *,
-    window: int = 1024,
-    stride: int | None = None,
-    isolate: bool = False,
-    max_tokens: int | None = None,
-    names: Sequence[str] = (),
-    tables: Mapping[str, Mapping[str, Any]] | None = None,
-    checks: CheckSettings | None = None,
-    prove_bytes: int | None = None,
-    device: str = "cpu",
-    progress: Progress = SILENT,
-) -> dict[str, Any]:
-    """The score of a model as plain values, and under `rows` that of every predictor of `names`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What an evaluation is to find out."""
 
-    `isolate` begins contexts anew at BOS; `max_tokens` limits the targets; `tables` are settings of
-    the names as of `registry.settings_tables`; with `checks` all are probed first; `prove_bytes` of
-    the text are written as a file by each and decoded elsewhere, under `proofs`. Raises as
-    `read_model`, `registry.build`, `evaluate_rows` and `prove`; `ConfigError` for a KL divergence
-    of isolated documents, `DataError` for a text shorter than a window.
+    window: int = 1024
+    stride: int | None = None
+    """Tokens between windows; None: the window."""
+    isolate: bool = False
+    """Contexts begin anew at BOS."""
+    max_tokens: int | None = None
+    """Targets to score; None: all."""
+    names: Sequence[str] = ()
+    """Mixtures and adaptations, as of `registry.py`: a row each."""
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Their settings, as of `registry.settings_tables`."""
+    checks: CheckSettings | None = None
+    """Probe every predictor first."""
+    prove_bytes: int | None = None
+    """Of the text, to be written as a file by each predictor and decoded elsewhere."""
+
+    def problems(self, inputs: Inputs) -> Iterator[str]:
+        """What contradicts itself."""
+        if self.isolate and inputs.against is not None:
+            yield "the KL divergence is that of contexts over documents: do not isolate them"
+        if self.prove_bytes is not None and world_size() > 1:
+            yield "a file is written by one process: prove it without torchrun"
+
+
+def evaluate_file(
+    inputs: Inputs, wanted: Wanted, *, device: str = "cpu", progress: Progress = SILENT
+) -> dict[str, Any] | None:
+    """The score of a model as plain values, `rows` of all predictors, and `proofs` if wanted.
+
+    Under `torchrun` ranks share windows and training, and all but the first return None. Raises as
+    `read_model`, `registry.build`, `evaluate_rows` and `prove`; `ConfigError` for what contradicts
+    itself, `DataError` for a text shorter than a window.
     """
-    if isolate and inputs.against is not None:
-        raise ConfigError(
-            "the KL divergence is that of contexts over documents",
-            hint="give --against without --isolate-documents",
-        )
-    tables = tables or {}
+    with session():
+        try:
+            found = _evaluate(inputs, wanted, device, progress if rank() == 0 else SILENT)
+        except QpackError as error:
+            if rank() == 0:
+                raise
+            raise OtherRankError(error.exit_code) from error  # the first one tells it
+        return found if rank() == 0 else None
+
+
+def _evaluate(inputs: Inputs, wanted: Wanted, device: str, progress: Progress) -> dict[str, Any]:
+    problems = list(wanted.problems(inputs))
+    if problems:
+        raise ConfigError("this cannot be evaluated together", items=problems)
     shard, tokenizer = read_shard(inputs.tokens), Tokenizer.load(inputs.tokenizer)
-    tokens = shard if max_tokens is None else shard[: max_tokens + 1]
-    if len(tokens) <= window:
+    tokens = shard if wanted.max_tokens is None else shard[: wanted.max_tokens + 1]
+    if len(tokens) <= wanted.window:
         raise DataError(
-            f"{len(tokens) - 1:,} tokens to score are fewer than a window of {window:,}",
+            f"{len(tokens) - 1:,} tokens to score are fewer than a window of {wanted.window:,}",
             hint="give a longer text, or a smaller --window",
         )
     checkpoint = read_model(inputs.model)
     checkpoint.check_tokenizer(tokenizer.sha256, inputs.tokenizer)
     network = Network(
         build_model(checkpoint, device=device),
-        window=window,
-        stride=stride,
-        isolate=tokenizer.bos if isolate else None,
+        window=wanted.window,
+        stride=wanted.stride,
+        isolate=tokenizer.bos if wanted.isolate else None,
     )
-    chosen = contenders(network, tokenizer, names, tables, checks=checks)
-    rows = list(evaluate_rows(chosen, tokens, tokenizer, checks=checks, progress=progress))
+    chosen = contenders(network, tokenizer, wanted.names, wanted.tables, checks=wanted.checks)
+    rows = list(evaluate_rows(chosen, tokens, tokenizer, checks=wanted.checks, progress=progress))
     found = _first_figures(next(row for row in rows if row.name == network.name), network)
     if inputs.against is not None:
         found["kl"] = score(
             network.model,
             np.asarray(tokens),
             tokenizer,
-            window=window,
-            stride=stride,
+            window=network.window,
+            stride=network.stride,
             against=load(inputs.against, device=device),
             progress=progress,
         ).kl
     found["rows"] = [row.to_dict() for row in rows]
-    if prove_bytes is not None:
+    if wanted.prove_bytes is not None:
         found["proofs"] = [
-            _proof(inputs, np.asarray(tokens), setup, prove_bytes, progress)
-            for setup in _setups(network, names, tables)
+            _proof(inputs, np.asarray(tokens), setup, wanted.prove_bytes, progress)
+            for setup in _setups(wanted)
         ]
     return found
 
@@ -126,17 +150,15 @@ def _first_figures(row: Row, network: Network) -> dict[str, Any]:
     }
 
 
-def _setups(
-    network: Network, names: Sequence[str], tables: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Setup]:
+def _setups(wanted: Wanted) -> Iterator[Setup]:
     """The network, then what each name makes of it, as files record them."""
-    for name in (None, *names):
+    for name in (None, *wanted.names):
         yield Setup(
-            window=network.window,
-            stride=network.stride,
-            isolate=network.isolate is not None,
+            window=wanted.window,
+            stride=wanted.stride,
+            isolate=wanted.isolate,
             name=name,
-            settings={} if name is None else dict(tables.get(section_of(name), {})),
+            settings={} if name is None else dict(wanted.tables.get(section_of(name), {})),
         )
 
 

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qpack.distributed import rank, world_size
 from qpack.errors import ConfigError, DataError
 from qpack.eval.batches import (
     batch_size,
@@ -34,6 +35,7 @@ from qpack.eval.batches import (
 from qpack.eval.documents import document_windows
 from qpack.eval.modes import evaluating
 from qpack.eval.predictor import LogProbs, Tokens
+from qpack.eval.ranks import sum_array
 from qpack.eval.windows import Window, windows
 from qpack.progress import SILENT, Progress
 from qpack.tokens import check_vocab
@@ -105,19 +107,24 @@ class Network:
         return NetworkSession(self, first)
 
     def score(self, tokens: Tokens, *, progress: Progress = SILENT) -> NDArray[np.float64]:
-        """As `Predictor.score`. Raises `DataError` for tokens beyond the vocabulary."""
+        """As `Predictor.score`. Raises `DataError` for tokens beyond the vocabulary.
+
+        Over ranks, all of them must call it, each reads a share of the windows, and all have the
+        answer.
+        """
         with progress.stage(self.name, total=len(tokens) - 1, unit="tokens") as task:
-            out = np.empty(len(tokens) - 1)
+            out = np.zeros(len(tokens) - 1)
             # Windows of a shape together, however they come: a target's place is known.
             plan = sorted(self.plan(tokens), key=lambda item: (-item.length, item.skip))
+            plan = plan[rank() :: world_size()]
             found = []  # moved when all is under way: a device must not wait for every group
             for group, logs in self.score_windows(tokens, plan):
                 found.append((group, logs))
-                task.advance(logs.numel())
+                task.advance(logs.numel() * world_size())
             for group, logs in found:
                 for item, row in zip(group, logs.cpu().numpy(), strict=True):
                     out[item.start + item.skip : item.start + item.length] = row
-        return out
+        return sum_array(out)
 
     def rows(
         self, tokens: Tokens, *, progress: Progress = SILENT

@@ -18,8 +18,9 @@ from qpack.plugins import PREDICTORS
 from qpack.progress import SILENT, Progress
 from qpack.tokenizer import Tokenizer
 
-from .conftest import Outcome, Runner
+from .conftest import PROGRAM, Outcome, Runner
 from .given import Files, make_files
+from .test_run import two_ranks
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_the_divergence_and_what_it_needs(run, checkpoint: Path) -> None:  # typ
     assert run("--against", checkpoint, "--json").document["kl"] == 0.0
     refused = run("--against", checkpoint, "--isolate-documents")
     assert (refused.code, refused.out) == (3, "")
-    assert "without --isolate-documents" in refused.err
+    assert "do not isolate them" in refused.err
 
 
 def test_mixtures_with_settings_and_probes(run) -> None:  # type: ignore[no-untyped-def]
@@ -188,3 +189,24 @@ def test_a_proof_of_every_predictor_that_is_asked_for(run) -> None:  # type: ign
     assert outcome.code == 0, outcome.err
     assert "proved by a file: disjoint\n" in outcome.out
     assert "proved by a file: disjoint + ngram\n" in outcome.out
+
+
+@pytest.mark.slow
+def test_two_ranks_score_what_one_does(run, files: Files, checkpoint: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    options = [
+        "--adapt", "adamw", "--adapt", "lora", "--set", "adapt.chunk_tokens=64",
+        "--set", "lora.chunk_tokens=8", "--set", "lora.targets=[\"head\"]", "--json",
+    ]  # fmt: skip
+    wanted = rows(run(*options))
+    given = ["--tokens", str(files.shard), "--tokenizer", str(files.tokenizer)]
+    where = ["--window", "32", "--max-tokens", "300", "--device", "cpu"]
+    program = ["-c", PROGRAM, "eval", str(checkpoint), *given, *where, *options]
+    first, second = two_ranks(program, tmp_path)
+    found = rows(first)
+    assert (second.code, second.out, second.err) == (0, "", "")
+    for name, row in wanted.items():
+        assert found[name]["bpb"] == pytest.approx(row["bpb"], abs=1e-4)
+    first, second = two_ranks([*program, "--prove", "50"], tmp_path)
+    assert (first.code, second.code) == (3, 3)
+    assert "prove it without torchrun" in first.err
+    assert second.err == ""
