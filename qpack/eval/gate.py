@@ -8,8 +8,11 @@ follower in the longest context that was seen; above a threshold the counts are 
 network. Source: `techniques.md` 9.4.
 
 The learned gate is a logistic regression, lambda = sigmoid(w . x), with its own weights for each
-depth in the trie. After a symbol was scored, with probabilities q by the network and r by the
-counts, the gradient of its log-probability is
+depth in the trie. Besides what the two say of the next symbol, x has who was ahead so far: in the
+bytes of this token, which are the log-odds that a Bayesian mixture of the two would have, and in
+the tokens before, as text that repeats itself goes on doing so for a while. After a symbol was
+scored, with probabilities q by the network and r by the counts, the gradient of its log-probability
+is
 
     d ln p / dw = (q - r) / p * lambda (1 - lambda) * x
 
@@ -28,7 +31,7 @@ from numpy.typing import NDArray
 from qpack.eval.compiled import compiled
 from qpack.eval.ppm import Seen
 
-FEATURES = 7
+FEATURES = 9
 """Length of `x` in `describe`."""
 DEPTHS = 4
 """Sets of weights: for the first byte of a token, the second, the third, and all others."""
@@ -36,6 +39,27 @@ LEARNED_START = 3.0
 """The first logit: the network has learned, the counts have not."""
 STEADY = 0.1
 """Added to the summed squares: what a weight's very first gradients may move it."""
+
+MAX_LOGIT = 12.0
+"""Keeps both sides in: what one thinks impossible costs at most 17 bits."""
+MAX_LEAD = 5.0
+"""Nats beyond which being further ahead says no more."""
+RECENT = 0.5
+"""Share of the last token in who was ahead lately."""
+LEAST = 1e-30
+"""Stands for a probability of zero in a logarithm."""
+
+
+class Lead(NamedTuple):
+    """How far the network was ahead of the counts, ln q / r,"""
+
+    token: float
+    """in the bytes of the token so far"""
+    recent: float
+    """in the tokens before, each weighing half as much as the one after it"""
+
+
+NO_LEAD = Lead(0.0, 0.0)
 
 
 class Gate(NamedTuple):
@@ -76,14 +100,31 @@ def confidence(seen: Seen) -> float:
 
 
 @compiled
+def further(lead: Lead, q: float, r: float) -> Lead:
+    """After a symbol of the token, to which the network gave q and the counts r."""
+    return Lead(lead.token + math.log(max(q, LEAST) / max(r, LEAST)), lead.recent)
+
+
+@compiled
+def after_token(lead: Lead) -> Lead:
+    """Where the next token begins."""
+    return Lead(0.0, (1.0 - RECENT) * lead.recent + RECENT * _within(lead.token, MAX_LEAD))
+
+
+@compiled
+def _within(x: float, limit: float) -> float:
+    return min(max(x, -limit), limit)
+
+
+@compiled
 def describe(
-    seen: Seen, order: int, q: NDArray[np.float64], r: NDArray[np.float64], x: NDArray[np.float64]
+    seen: Seen, lead: Lead, q: NDArray[np.float64], r: NDArray[np.float64], x: NDArray[np.float64]
 ) -> None:
     """Fill `x` (FEATURES,) from the prefix alone.
 
-    `order` is the largest there is; q and r (n,) are what the network and the counts say of the
-    symbols that can come. How spread each is, is its entropy of order 2, -ln sum q^2, which needs
-    one logarithm; how far they agree is the cosine between them.
+    q and r (n,) are what the network and the counts say of the symbols that can come. How spread
+    each is, is its entropy of order 2, -ln sum q^2, which needs one logarithm; how far they agree
+    is the cosine between them.
     """
     spread_q, spread_r, together = 0.0, 0.0, 0.0
     for i in range(len(q)):
@@ -92,11 +133,13 @@ def describe(
         together += q[i] * r[i]
     x[0] = 1.0
     x[1] = confidence(seen)
-    x[2] = (seen.order + 1) / (order + 1)
+    x[2] = (seen.order + 1) / 4.0
     x[3] = math.log1p(seen.total) / 4.0
     x[4] = -math.log(spread_q)
     x[5] = -math.log(spread_r)
     x[6] = together / math.sqrt(spread_q * spread_r)
+    x[7] = _within(lead.token, MAX_LEAD) / 2.0
+    x[8] = lead.recent
 
 
 @compiled
@@ -108,7 +151,7 @@ def weigh(gate: Gate, depth: int, seen: Seen, x: NDArray[np.float64]) -> float:
     logit = 0.0
     for i in range(FEATURES):
         logit += w[i] * x[i]
-    return 1.0 / (1.0 + math.exp(-logit))
+    return 1.0 / (1.0 + math.exp(-_within(logit, MAX_LOGIT)))
 
 
 @compiled

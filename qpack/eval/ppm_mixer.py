@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qpack.eval.gate import Gate
+from qpack.eval.gate import NO_LEAD, Gate
 from qpack.eval.ngram import as_rows, check_block
 from qpack.eval.ppm import Ppm
 from qpack.eval.ppm_settings import PpmSettings
@@ -53,10 +53,11 @@ class PpmState:
         self._gate = settings.new_gate()
         self._ends = np.zeros((len(trie.symbol), 2))
         self._desk = new_desk(trie)
-        self._place = Place(self._ppm.context, ROOT)
+        self._place = Place(self._ppm.context, ROOT, NO_LEAD)
         equal = np.full((1, len(trie.node)), -np.log(len(trie.node)))
         unscored = self._gate._replace(learned=False)
         self._advance(equal, np.array([first]), unscored)
+        self._place = self._place._replace(lead=NO_LEAD)
 
     def mix(self, row: LogProbs) -> LogProbs:
         """(V,): log-probabilities of the next token, from the network's (V,). Changes nothing.

@@ -28,7 +28,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpack.eval.compiled import compiled
-from qpack.eval.gate import FEATURES, Gate, describe, learn, weigh
+from qpack.eval.gate import (
+    FEATURES,
+    Gate,
+    Lead,
+    after_token,
+    describe,
+    further,
+    learn,
+    weigh,
+)
 from qpack.eval.ppm import Context, Shape, Tables, count, longer, predict
 from qpack.eval.trie import ROOT, Trie, child_by, masses, path_to
 
@@ -54,6 +63,7 @@ class Place(NamedTuple):
     context: Context
     before: int
     """The node where the last token ended"""
+    lead: Lead
 
 
 class Desk(NamedTuple):
@@ -125,10 +135,12 @@ def _observe(learned: Learned, desk: Desk, place: Place, token: int) -> Place:
         if i > 1 and trie.pieces[desk.path[i - 1]]:
             learned.ends[desk.path[i], 1] += 1.0
         context = count(learned.tables, learned.shape, context, trie.symbol[desk.path[i]])
+    lead = place.lead
     for i in range(length):
         if desk.found[i, 0] >= 0.0:
             learn(learned.gate, i, desk.x[i], desk.found[i])
-    return Place(context, trie.node[token])
+            lead = further(lead, desk.found[i, 1], desk.found[i, 2])
+    return Place(context, trie.node[token], after_token(lead))
 
 
 @compiled
@@ -142,14 +154,18 @@ def mix_all(
     nodes = len(trie.symbol)
     contexts = np.empty((nodes, 2), np.int64)
     contexts[ROOT, 0], contexts[ROOT, 1] = place.context
-    reach, ending = np.ones(nodes), np.empty(nodes)
+    reach, ending, ahead = np.ones(nodes), np.empty(nodes), np.zeros(nodes)
     for n in range(nodes):
         context = Context(contexts[n, 0], contexts[n, 1])
-        _decide(learned, desk, Place(context, place.before), n, trie.depth[n])
+        lead = Lead(ahead[n], place.lead.recent)
+        at_node = Place(context, place.before, lead)
+        lam = _decide(learned, desk, at_node, n, trie.depth[n])
         ending[n] = reach[n] * desk.mixed[END]
         for i in range(trie.first[n], trie.first[n + 1]):
             child = trie.children[i]
-            reach[child] = reach[n] * desk.mixed[1 + trie.rank[child]]
+            at = 1 + trie.rank[child]
+            reach[child] = reach[n] * desk.mixed[at]
+            ahead[child] = further(lead, desk.q[at], desk.r[at]).token if lam >= 0.0 else ahead[n]
             contexts[child, 0], contexts[child, 1] = longer(
                 learned.shape, context, trie.symbol[child]
             )
@@ -168,14 +184,15 @@ def _score(learned: Learned, desk: Desk, place: Place, target: int) -> float:
     for i in range(length):
         n = desk.path[i]
         desk.found[i, 0] = _decide(learned, desk, place, n, i)
-        at = END
-        if i + 1 < length:
-            child = desk.path[i + 1]
-            at = 1 + trie.rank[child]
-            context = longer(learned.shape, place.context, trie.symbol[child])
-            place = Place(context, place.before)
+        at = 1 + trie.rank[desk.path[i + 1]] if i + 1 < length else END
         desk.found[i, 1], desk.found[i, 2] = desk.q[at], desk.r[at]
         total += math.log(desk.mixed[at])
+        if i + 1 < length:
+            lead = place.lead
+            if desk.found[i, 0] >= 0.0:
+                lead = further(lead, desk.q[at], desk.r[at])
+            context = longer(learned.shape, place.context, trie.symbol[desk.path[i + 1]])
+            place = Place(context, place.before, lead)
     return total
 
 
@@ -212,7 +229,7 @@ def _decide(learned: Learned, desk: Desk, place: Place, node: int, step: int) ->
         _first_byte(learned, desk, place.before, r)
     else:
         _next_byte(learned, desk.P, node, r)
-    describe(seen, learned.shape.order, q, r, x)
+    describe(seen, place.lead, q, r, x)
     lam = weigh(learned.gate, trie.depth[node], seen, x)
     for i in range(outcomes):
         desk.mixed[i] = lam * q[i] + (1.0 - lam) * r[i]

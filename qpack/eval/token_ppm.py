@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpack.eval.compiled import compiled
-from qpack.eval.gate import FEATURES, Gate, describe, learn, weigh
+from qpack.eval.gate import (
+    FEATURES,
+    NO_LEAD,
+    Gate,
+    Lead,
+    after_token,
+    describe,
+    further,
+    learn,
+    weigh,
+)
 from qpack.eval.ngram import as_rows, check_block
 from qpack.eval.ppm import Context, Ppm, Shape, Tables, count, predict
 from qpack.eval.ppm_settings import TokenPpmSettings
@@ -34,6 +44,13 @@ class Learned(NamedTuple):
     q: NDArray[np.float64]  # (vocab,)
     r: NDArray[np.float64]  # (vocab,)
     x: NDArray[np.float64]  # (FEATURES,)
+
+
+class Place(NamedTuple):
+    """Where in the stream the next token comes."""
+
+    context: Context
+    lead: Lead
 
 
 class TokenPpmMixer:
@@ -59,6 +76,7 @@ class TokenPpmState:
         self._vocab_size = vocab_size
         self._ppm = Ppm(order=settings.order, alphabet=vocab_size)
         self._ppm.observe(check_block(None, np.array([first]), vocab_size))
+        self._lead = NO_LEAD
         self._gate = settings.new_gate()
         self._desk = np.empty(vocab_size), np.empty(vocab_size), np.empty(FEATURES)
 
@@ -69,7 +87,7 @@ class TokenPpmState:
         """
         rows = as_rows(row[None])
         check_block(rows, np.zeros(1, np.int64), self._vocab_size)
-        return _mix(self._learned(), self._ppm.context, rows[0])
+        return _mix(self._learned(), self._place(), rows[0])
 
     def observe(self, token: int, row: LogProbs) -> None:
         """The next token was `token`; the network's log-probabilities of it were `row` (V,)."""
@@ -83,8 +101,12 @@ class TokenPpmState:
         rows = as_rows(rows)
         tokens = check_block(rows, targets, self._vocab_size)
         self._ppm.reserve(len(tokens))
-        found, self._ppm.context = _score(self._learned(), self._ppm.context, rows, tokens)
+        found, place = _score(self._learned(), self._place(), rows, tokens)
+        self._ppm.context, self._lead = place
         return found
+
+    def _place(self) -> Place:
+        return Place(self._ppm.context, self._lead)
 
     def _learned(self) -> Learned:
         return Learned(self._ppm.tables, self._ppm.shape, self._gate, *self._desk)
@@ -92,22 +114,23 @@ class TokenPpmState:
 
 @compiled
 def _score(
-    learned: Learned, context: Context, rows: NDArray[np.float64], targets: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], Context]:
+    learned: Learned, place: Place, rows: NDArray[np.float64], targets: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], Place]:
     out, decision = np.empty(len(targets)), np.empty(3)
     for i in range(len(targets)):
-        lam = _decide(learned, context, rows[i])
+        lam = _decide(learned, place, rows[i])
         q, r = learned.q[targets[i]], learned.r[targets[i]]
         out[i] = math.log(lam * q + (1.0 - lam) * r)
         decision[0], decision[1], decision[2] = lam, q, r
         learn(learned.gate, DEPTH, learned.x, decision)
-        context = count(learned.tables, learned.shape, context, targets[i])
-    return out, context
+        context = count(learned.tables, learned.shape, place.context, targets[i])
+        place = Place(context, after_token(further(place.lead, q, r)))
+    return out, place
 
 
 @compiled
-def _mix(learned: Learned, context: Context, row: NDArray[np.float64]) -> NDArray[np.float64]:
-    lam = _decide(learned, context, row)
+def _mix(learned: Learned, place: Place, row: NDArray[np.float64]) -> NDArray[np.float64]:
+    lam = _decide(learned, place, row)
     out = np.empty(len(row))
     for v in range(len(row)):
         out[v] = math.log(lam * learned.q[v] + (1.0 - lam) * learned.r[v])
@@ -115,10 +138,10 @@ def _mix(learned: Learned, context: Context, row: NDArray[np.float64]) -> NDArra
 
 
 @compiled
-def _decide(learned: Learned, context: Context, row: NDArray[np.float64]) -> float:
+def _decide(learned: Learned, place: Place, row: NDArray[np.float64]) -> float:
     """Fill q, r and x of `learned`; lambda."""
     for v in range(len(row)):
         learned.q[v] = math.exp(row[v])
-    seen = predict(learned.tables, learned.shape, context, learned.r)
-    describe(seen, learned.shape.order, learned.q, learned.r, learned.x)
+    seen = predict(learned.tables, learned.shape, place.context, learned.r)
+    describe(seen, place.lead, learned.q, learned.r, learned.x)
     return weigh(learned.gate, DEPTH, seen, learned.x)

@@ -12,10 +12,15 @@ pytest.importorskip("numba")
 from qpack.eval.gate import (
     FEATURES,
     LEARNED_START,
+    MAX_LEAD,
+    NO_LEAD,
     STEADY,
+    Lead,
+    after_token,
     confidence,
     describe,
     fixed_gate,
+    further,
     learn,
     learned_gate,
     weigh,
@@ -25,9 +30,9 @@ from qpack.eval.ppm import Seen
 NOTHING = np.zeros(FEATURES)
 
 
-def described(seen: Seen, q: list[float], r: list[float]) -> np.ndarray:
+def described(seen: Seen, q: list[float], r: list[float], lead: Lead = NO_LEAD) -> np.ndarray:
     x = np.empty(FEATURES)
-    describe(seen, 4, np.array(q), np.array(r), x)
+    describe(seen, lead, np.array(q), np.array(r), x)
     return x
 
 
@@ -40,9 +45,30 @@ def test_the_fixed_gate_has_two_levels() -> None:
 
 
 def test_features_by_hand() -> None:
-    x = described(Seen(1, 8, 4), [0.5, 0.5], [1.0, 0.0])
-    expected = [1, 0.5, 2 / 5, math.log(9) / 4, math.log(2), 0, 0.5 / math.sqrt(0.5)]
+    x = described(Seen(1, 8, 4), [0.5, 0.5], [1.0, 0.0], Lead(-3.0, 0.25))
+    expected = [1, 0.5, 2 / 4, math.log(9) / 4, math.log(2), 0, 0.5 / math.sqrt(0.5), -1.5, 0.25]
     np.testing.assert_allclose(x, expected, rtol=1e-15)
+
+
+def test_who_is_ahead_by_hand() -> None:
+    lead = further(further(Lead(0.0, 1.0), 0.5, 0.25), 0.1, 0.4)
+    assert lead == pytest.approx((math.log(2) - math.log(4), 1.0))
+    assert after_token(lead) == pytest.approx((0.0, 0.5 + 0.5 * -math.log(2)))
+    # What was thought impossible leaves the lead finite, and of great leads only so much counts.
+    assert after_token(further(NO_LEAD, 1.0, 0.0)) == (0.0, MAX_LEAD / 2)
+    assert after_token(further(NO_LEAD, 0.0, 1.0)) == (0.0, -MAX_LEAD / 2)
+    far = described(Seen(1, 8, 4), [1.0], [1.0], Lead(100.0, 0.0))
+    assert far[7] == MAX_LEAD / 2
+
+
+def test_neither_side_is_shut_out() -> None:
+    gate, x = learned_gate(rate=0.1), np.ones(FEATURES)
+    for sign in (1, -1):
+        gate.weights[:] = sign * 1e6
+        lam = weigh(gate, 0, Seen(-1, 0, 0), x)
+        assert 0 < lam < 1
+        learn(gate, 0, x, np.array([lam, 0.0, 1.0]))
+        assert np.isfinite(gate.weights).all()
 
 
 def test_the_learned_gate_trusts_the_network_at_first() -> None:
