@@ -13,8 +13,9 @@ that knew it already (update exclusion, Moffat 1990): a shorter context learns w
 longer ones, which is all that it is asked about.
 
 A context of order k is one integer, its symbols side by side below a leading 1, found by open
-addressing that compares it whole: two contexts are never confused. A context takes 24 to 48 bytes
-and each different follower 12; text makes about one new context for each symbol at order 4.
+addressing that compares it whole: two contexts are never confused. A context takes 56 bytes and
+each different follower 24; tables grow by doubling. A symbol makes at most order + 1 new contexts,
+in text less than one.
 """
 
 from __future__ import annotations
