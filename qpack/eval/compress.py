@@ -31,14 +31,20 @@ from qpack.errors import (
 from qpack.eval import coding
 from qpack.eval.coder import Coder, open_coder
 from qpack.eval.fingerprint import differences, fingerprint, single_thread
-from qpack.eval.qpz import Compressed, Header, parse
+from qpack.eval.qpz import TEXT_BYTES_MAX, Compressed, Header, parse
 from qpack.eval.residual import join, split
 from qpack.progress import SILENT, Progress
 from qpack.tokens import sha256_file
 
 
 def compress(data: bytes, coder: Coder, *, progress: Progress = SILENT) -> Compressed:
-    """`data` as a compressed file. Raises what the predictor and its packages do."""
+    """`data` as a compressed file. Raises `DataError` where it is too long for one, and what the
+    predictor and its packages do."""
+    if len(data) > TEXT_BYTES_MAX:
+        raise DataError(
+            f"{len(data):,} bytes are more than the {TEXT_BYTES_MAX:,} of a compressed file",
+            hint="compress it in parts",
+        )
     tokens, residual = split(data, coder.tokenizer)
     return compress_tokens(tokens, coder, residual=residual, progress=progress)
 
@@ -64,7 +70,7 @@ def compress_tokens(
     codec = min(packed, key=lambda name: len(packed[name]))
     header = Header(
         model=coder.model_sha256,
-        model_name=coder.model_name,
+        model_name="".join(c if c.isprintable() else "?" for c in coder.model_name),
         tokenizer=coder.tokenizer.sha256,
         predictor=coder.setup,
         fingerprint=made_with,
@@ -112,7 +118,8 @@ def decompress(
         except DataError as error:  # the file's tokens led there
             raise CorruptError(f"the token stream is damaged: {error.message}") from error
     original = join([header.first, *tokens.tolist()], residual, coder.tokenizer)
-    if hashlib.sha256(original).hexdigest() != header.text_sha256:
+    found = (len(original), hashlib.sha256(original).hexdigest())
+    if found != (header.text_bytes, header.text_sha256):
         raise CorruptError(
             "the decoded bytes are not the original's",
             hint="the model computed something else than when the file was made",
@@ -173,7 +180,7 @@ def _check_files(header: Header, model: Path, tokenizer: Path | None) -> None:
         raise MismatchError(
             "the file was made with other files than these",
             items=wrong,
-            hint=f"give the very file of {header.model_name} that it was compressed with",
+            hint=f"give the very files that it was compressed with; its model: {header.model_name}",
         )
 
 

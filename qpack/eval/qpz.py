@@ -20,12 +20,12 @@ import hashlib
 import json
 import struct
 import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qpack.artifact.limits import DECODED_BYTES_MAX
 from qpack.errors import CorruptError, TooLargeError, TruncatedError, UnsupportedError
 from qpack.eval.coder import Setup
 
@@ -36,14 +36,15 @@ PREFIX = struct.Struct("<8sHI")
 TRAILER_BYTES = 32
 HEADER_BYTES_MAX = 1 << 16
 """Of the header, stored and decoded, each."""
-TEXT_BYTES_MAX = DECODED_BYTES_MAX
-PER_BYTE_MAX = 64
-"""Tokens, and bytes of a residual, for each byte of the file: no tokenizer needs as many."""
+TEXT_BYTES_MAX = 1 << 30
+"""Of an original: enough for enwik9, and what a file of a few bytes can ask for."""
+TOKENS_PER_BYTE_MAX, RESIDUAL_PER_BYTE_MAX = 64, 4
+"""For each byte of the original: no tokenizer needs as many, nor so many edits."""
 SPARE = 1_024
 """The same for an empty file."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0, le=TEXT_BYTES_MAX * PER_BYTE_MAX)]
+Count = Annotated[int, Field(ge=0, le=TEXT_BYTES_MAX * TOKENS_PER_BYTE_MAX)]
 Word = Annotated[str, Field(max_length=512)]
 
 
@@ -76,9 +77,19 @@ class Header(BaseModel):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Header:
-        most = PER_BYTE_MAX * self.text_bytes + SPARE
-        if max(self.tokens, self.residual_decoded_bytes) > most:
-            raise ValueError(f"no text of {self.text_bytes:,} bytes has over {most:,} tokens")
+        for what, number, per_byte in (
+            ("tokens", self.tokens, TOKENS_PER_BYTE_MAX),
+            ("bytes of a residual", self.residual_decoded_bytes, RESIDUAL_PER_BYTE_MAX),
+        ):
+            if number > (most := per_byte * self.text_bytes + SPARE):
+                raise ValueError(f"no text of {self.text_bytes:,} bytes has over {most:,} {what}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_words(self) -> Header:
+        """Messages show them: they must not move the cursor, nor begin a line."""
+        if not all(word.isprintable() for word in _words(self.model_dump())):
+            raise ValueError("a name or value has characters that cannot be printed")
         return self
 
 
@@ -134,6 +145,19 @@ def parse(data: bytes) -> Compressed:
     if hashlib.sha256(data[:end]).digest() != data[end:]:
         raise CorruptError("digest mismatch: the compressed file is damaged or altered")
     return Compressed(header=header, stream=data[start:middle], residual=data[middle:end])
+
+
+def _words(value: Any) -> Iterator[str]:
+    """All strings in plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _words(name)
+            yield from _words(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _words(part)
 
 
 def _header(stored: bytes) -> Header:

@@ -21,6 +21,7 @@ from qpack.errors import (
     TruncatedError,
     UnsupportedError,
 )
+from qpack.eval import compress as module
 from qpack.eval.coder import Coder, Setup, open_coder
 from qpack.eval.compress import compress, compress_tokens, decompress
 from qpack.eval.qpz import Compressed, parse
@@ -97,6 +98,21 @@ def test_the_size_is_what_the_nats_say(coder: Coder) -> None:
     assert abs(8 * made.header.stream_bytes - bits) <= 0.001 * bits + 64
 
 
+def test_a_file_that_is_too_long_is_refused_before_the_work(
+    coder: Coder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TEXT_BYTES_MAX", 10)
+    monkeypatch.setattr(module, "split", None)
+    with pytest.raises(DataError, match="11 bytes are more than the 10"):
+        compress(b"hello world", coder)
+
+
+def test_a_model_of_an_awkward_name(given: PackOptions, coder: Coder) -> None:
+    made = compress(b"The dog", replace(coder, model_name="a\nb\x1b[2Jc"))
+    assert made.header.model_name == "a?b?[2Jc"
+    assert back(made.render(), given) == b"The dog"
+
+
 def test_the_header_says_what_is_needed(given: PackOptions, made: Compressed, coder: Coder) -> None:
     header = parse(made.render()).header
     assert header.text_bytes == len(TEXT)
@@ -112,7 +128,7 @@ def test_another_model(given: PackOptions, made: Compressed, tmp_path: Path) -> 
     name = next(iter(checkpoint.tensors))
     tensors = {**checkpoint.tensors, name: checkpoint.tensors[name] + 1e-3}
     write_checkpoint(tmp_path / "other.safetensors", replace(checkpoint, tensors=tensors))
-    with pytest.raises(MismatchError, match="very file of model") as caught:
+    with pytest.raises(MismatchError, match="its model: model") as caught:
         decompress(made.render(), model=tmp_path / "other.safetensors", tokenizer=given.tokenizer)
     assert [item.split(":")[0] for item in caught.value.items] == ["model"]
 
@@ -159,6 +175,7 @@ def test_a_stream_that_is_another(given: PackOptions, made: Compressed) -> None:
         {"tokens": 200},
         {"first": 5},
         {"text_sha256": "0" * 64},
+        {"text_bytes": len(TEXT) + 1},
         {"residual_decoded_bytes": 1},
     ],
 )
