@@ -39,7 +39,7 @@ def encode(
     encoder = stream.queue.RangeEncoder()
     with progress.stage("compress", total=len(tokens), unit="tokens") as task:
         for token in map(int, tokens):
-            row = _row(session)
+            row = probabilities(session)
             if not 0 <= token < len(row):
                 raise DataError(f"token {token} is beyond the {len(row):,} of the predictor")
             encoder.encode(token, stream.model.Categorical(row, lazy=True))
@@ -65,7 +65,8 @@ def decode(
     with progress.stage("decompress", total=num_tokens, unit="tokens") as task:
         for i in range(num_tokens):
             try:
-                token = int(decoder.decode(stream.model.Categorical(_row(session), lazy=True)))
+                model = stream.model.Categorical(probabilities(session), lazy=True)
+                token = int(decoder.decode(model))
             except AssertionError as error:  # constriction's word for an impossible code
                 raise CorruptError(f"the token stream is damaged at token {i:,}") from error
             session.observe(token)
@@ -76,8 +77,8 @@ def decode(
     return np.array(tokens, dtype=np.int64)
 
 
-def _row(session: Session) -> NDArray[np.float64]:
-    """(V,) probabilities of the next token."""
+def probabilities(session: Session) -> NDArray[np.float64]:
+    """(V,): what the coder is given of the next token. Raises `DataError` for no distribution."""
     row: NDArray[np.float64] = np.exp(session.log_probs())
     total = float(row.sum())
     if not 0.0 < total < float("inf"):

@@ -3,13 +3,14 @@
 An arithmetic decoder that gets one bit of one row otherwise gives garbage from there on, and the
 last bits of a sum depend on the order in which a library adds: on its version and build, on the
 processor and the instructions it has, on the number of threads. So a compressed file carries these,
-and a digest of rows that the predictor computed for a few tokens, and is refused by name where any
-of them differ. Threads are not refused but fixed: coding runs on one thread of the CPU.
+and a digest of what the coder is given for a few tokens, and is refused by name where any of them
+differ. Threads are not refused but fixed: coding runs on one thread of the CPU.
 """
 
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -18,9 +19,10 @@ import torch
 
 from qpack import __version__
 from qpack.environment import hardware
-from qpack.eval.predictor import Predictor
+from qpack.eval.coding import probabilities
+from qpack.eval.predictor import Mixture, Predictor
 
-PACKAGES = ("constriction", "numba", "numpy", "torch")
+PACKAGES = ("constriction", "llvmlite", "numba", "numpy", "torch")
 PROBE_TOKENS = 32
 PROBE_STEP = 7919
 """A prime: the probe's tokens go through the vocabulary in large steps."""
@@ -36,6 +38,7 @@ def fingerprint(predictor: Predictor) -> Fingerprint:
         "system": str(machine["system"]),
         "processor": str(machine["processor"]),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "mathematics": _mathematics(),
         "qpack": __version__,
         **{name: _version(name) for name in PACKAGES},
         "probe": probe(predictor),
@@ -53,13 +56,23 @@ def differences(stored: Mapping[str, str], here: Mapping[str, str]) -> list[str]
 
 
 def probe(predictor: Predictor) -> str:
-    """16 hexadecimal digits that depend on every bit of the rows of a short fixed stream."""
+    """16 hexadecimal digits that depend on every bit of the rows of a short fixed stream.
+
+    The network reads it token by token, then at once, as where a window begins with a part of the
+    one before: other shapes, for which libraries have other routines.
+    """
     digest = hashlib.sha256()
+    stream = [i * PROBE_STEP % predictor.vocab_size for i in range(PROBE_TOKENS)]
+    network = predictor.base if isinstance(predictor, Mixture) else predictor
     with single_thread():
         session = predictor.start(0, num_tokens=PROBE_TOKENS + 1)
-        for i in range(PROBE_TOKENS):
-            digest.update(session.log_probs().astype("<f8").tobytes())
-            session.observe(i * PROBE_STEP % predictor.vocab_size)
+        for token in stream:
+            digest.update(probabilities(session).astype("<f8").tobytes())
+            session.observe(token)
+        session = network.start(0, num_tokens=PROBE_TOKENS + 1)
+        for token in stream:
+            session.observe(token)
+        digest.update(probabilities(session).astype("<f8").tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -72,6 +85,11 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _mathematics() -> str:
+    """The C library, whose logarithms compiled loops take; elsewhere the system's version."""
+    return " ".join(filter(None, platform.libc_ver())) or platform.release()
 
 
 def _version(package: str) -> str:
