@@ -41,7 +41,7 @@ def evaluate(  # noqa: PLR0913  one parameter an option
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="FLOAT", help="The float model, for the KL divergence to it."),
+        typer.Option(metavar="FLOAT", help="The float model: a row beside, and the KL divergence."),
     ] = None,
     mix: Annotated[
         list[str] | None,
@@ -93,14 +93,18 @@ def evaluate(  # noqa: PLR0913  one parameter an option
 
     from qpack.device import choose
     from qpack.environment import provenance
-    from qpack.eval.checks import CheckSettings
+    from qpack.eval.checks import CheckSettings, tokens_for
     from qpack.eval.evaluation import Inputs, Wanted, evaluate_file
     from qpack.eval.registry import CHECK, read_settings, settings_tables
     from qpack.tokens import sha256_file
 
     from .show import show_evaluation
 
+    checks = None
     tables = settings_tables(settings or (), [*names, *([CHECK] if check else [])])
+    if check:
+        table = {"num_tokens": tokens_for(window), **tables.get(CHECK, {})}
+        checks = read_settings(CheckSettings, table, CHECK)
     chosen, reason = choose(device)
     output.note(f"device {chosen}: {reason}")
     inputs = Inputs(model=model, tokens=tokens, tokenizer=tokenizer, against=against)
@@ -111,7 +115,7 @@ def evaluate(  # noqa: PLR0913  one parameter an option
         max_tokens=max_tokens,
         names=names,
         tables=tables,
-        checks=read_settings(CheckSettings, tables.get(CHECK, {}), CHECK) if check else None,
+        checks=checks,
         prove_bytes=prove,
     )
     found = evaluate_file(inputs, wanted, device=str(chosen), progress=output.progress)

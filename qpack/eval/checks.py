@@ -33,14 +33,18 @@ from qpack.eval.byte_totals import byte_gap
 from qpack.eval.predictor import LogProbs, Predictor, RowPredictor, Session, Tokens
 from qpack.progress import SILENT, Progress
 from qpack.tokenizer import Tokenizer
+from qpack.tokens import check_vocab
+
+NUM_TOKENS = 1_280
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckSettings:
     """How thoroughly to look. Raises `ConfigError` naming every value that is out of range."""
 
-    num_tokens: int = 1_280
-    """Tokens of the stream that are read; more than a window, so that one gives way to the next."""
+    num_tokens: int = NUM_TOKENS
+    """Tokens of the stream that are read; more than a window, so that one gives way to the next.
+    `qpack eval` makes it what `tokens_for` says."""
     positions: int = 4
     """Targets, drawn at random, whose swaps, futures and prefixes are tried."""
     sum_tolerance: float = 1e-5
@@ -75,6 +79,11 @@ class Probe:
     tolerance: float
 
 
+def tokens_for(window: int) -> int:
+    """How many tokens to check windows of `window` tokens on: a window and a quarter, or more."""
+    return max(NUM_TOKENS, window + window // 4)
+
+
 def check(
     predictor: Predictor,
     tokens: Tokens,
@@ -85,12 +94,14 @@ def check(
 ) -> list[Probe]:
     """All probes of `predictor` on the first of `tokens` (n,), in the order of the docstring above.
 
-    Without a tokenizer bytes are not counted. Raises `ConfigError` for fewer than three tokens.
+    Without a tokenizer bytes are not counted. Raises `ConfigError` for fewer than three tokens,
+    `DataError` for tokens beyond the vocabulary.
     """
     settings = settings or CheckSettings()
     tokens = np.asarray(tokens)[: settings.num_tokens]
     if len(tokens) < 3:
         raise ConfigError(f"{len(tokens)} tokens are too few to check a predictor on")
+    check_vocab(tokens, predictor.vocab_size, f'the tokens to check "{predictor.name}" on')
     case = _Case(predictor, tokens, tokenizer, settings)
     with progress.stage(f"check {predictor.name}", total=len(PROBES), unit="probes") as task:
         found = []

@@ -1,7 +1,8 @@
 """A model's whole evaluation: its score, the rows of what is built on it, probes and proofs.
 
 The first figures are those of the model itself in the windows that were asked for. Everything else
-is a row on the same tokens, each beside its control (`rows.py`).
+is a row on the same tokens, each beside its control (`rows.py`). The float model, where there is
+one, is a row beside the model: its gain is what packing has lost.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from qpack.checkpoint import build_model, load, read_model
 from qpack.distributed import rank, session, world_size
 from qpack.errors import ConfigError, DataError, OtherRankError, QpackError
-from qpack.eval.bpb import score
 from qpack.eval.checks import CheckSettings
 from qpack.eval.coder import Setup
 from qpack.eval.network import Network
 from qpack.eval.prove import prove
-from qpack.eval.registry import contenders, section_of
+from qpack.eval.reference import Reference
+from qpack.eval.registry import beside, check_settings, contenders, section_of
 from qpack.eval.rows import Row, evaluate_rows
 from qpack.progress import SILENT, Progress
 from qpack.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ class Inputs:
     tokens: Path
     tokenizer: Path
     against: Path | None = None
-    """The float model, for the KL divergence to it."""
+    """The float model, for its row and the KL divergence to it."""
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -68,10 +69,13 @@ class Wanted:
     prove_bytes: int | None = None
     """Of the text, to be written as a file by each predictor and decoded elsewhere."""
 
-    def problems(self, inputs: Inputs) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """What contradicts itself."""
-        if self.isolate and inputs.against is not None:
-            yield "the KL divergence is that of contexts over documents: do not isolate them"
+        if self.stride is not None and self.stride > self.window:
+            yield (
+                f"a stride of {self.stride:,} would leave out tokens between windows of"
+                f" {self.window:,}"
+            )
         if self.prove_bytes is not None and world_size() > 1:
             yield "a file is written by one process: prove it without torchrun"
 
@@ -96,9 +100,10 @@ def evaluate_file(
 
 
 def _evaluate(inputs: Inputs, wanted: Wanted, device: str, progress: Progress) -> dict[str, Any]:
-    problems = list(wanted.problems(inputs))
+    problems = list(wanted.problems())
     if problems:
         raise ConfigError("this cannot be evaluated together", items=problems)
+    check_settings(wanted.names, wanted.tables)
     shard, tokenizer = read_shard(inputs.tokens), Tokenizer.load(inputs.tokenizer)
     tokens = shard if wanted.max_tokens is None else shard[: wanted.max_tokens + 1]
     if len(tokens) <= wanted.window:
@@ -115,18 +120,14 @@ def _evaluate(inputs: Inputs, wanted: Wanted, device: str, progress: Progress) -
         isolate=tokenizer.bos if wanted.isolate else None,
     )
     chosen = contenders(network, tokenizer, wanted.names, wanted.tables, checks=wanted.checks)
+    reference = None
+    if inputs.against is not None:
+        reference = Reference(load(inputs.against, device=device), network)
+        chosen.insert(1, beside(network, reference))
     rows = list(evaluate_rows(chosen, tokens, tokenizer, checks=wanted.checks, progress=progress))
     found = _first_figures(next(row for row in rows if row.name == network.name), network)
-    if inputs.against is not None:
-        found["kl"] = score(
-            network.model,
-            np.asarray(tokens),
-            tokenizer,
-            window=network.window,
-            stride=network.stride,
-            against=load(inputs.against, device=device),
-            progress=progress,
-        ).kl
+    if reference is not None:
+        found["kl"] = reference.kl
     found["rows"] = [row.to_dict() for row in rows]
     if wanted.prove_bytes is not None:
         found["proofs"] = [

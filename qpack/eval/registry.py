@@ -25,6 +25,16 @@ from qpack.tokenizer import Tokenizer
 
 MIXTURES = ("ngram", "tilt", "ppm", "token_ppm")
 ADAPTATIONS = ("sgd", "adamw", "lora")
+SETTINGS = {
+    "ngram": ("qpack.eval.ngram", "NgramSettings"),
+    "tilt": ("qpack.eval.tilt", "TiltSettings"),
+    "ppm": ("qpack.eval.ppm_mixer", "PpmSettings"),
+    "token_ppm": ("qpack.eval.token_ppm", "TokenPpmSettings"),
+    "sgd": ("qpack.eval.adapt_settings", "AdaptSettings"),
+    "adamw": ("qpack.eval.adapt_settings", "AdaptSettings"),
+    "lora": ("qpack.eval.lora_settings", "LoraSettings"),
+}
+"""Where each name's settings are declared."""
 SECTIONS = {"sgd": "adapt", "adamw": "adapt"}
 """The table of settings of each name, where it has another one's."""
 CHECK = "check"
@@ -103,6 +113,13 @@ def plain(network: Network) -> Contender:
     )
 
 
+def beside(control: Network, network: Network) -> Contender:
+    """Another network in the windows of the control."""
+    return Contender(
+        predictor=network, control=control, settings=network.settings, rehearsal=network
+    )
+
+
 def build(
     name: str,
     network: Network,
@@ -116,16 +133,11 @@ def build(
     Raises `ConfigError` for unknown names and settings and for values out of range, `SetupError`
     where a package is missing.
     """
+    check_names([name])
     if name in MIXTURES:
         return _mixture(name, network, tokenizer, settings)
     if name in ADAPTATIONS:
         return _adaptation(name, network, tokenizer, settings, rehearsal_tokens)
-    if name not in names(PREDICTORS):
-        known = (*MIXTURES, *ADAPTATIONS, *names(PREDICTORS))
-        raise ConfigError(
-            f'unknown predictor "{name}"{did_you_mean(name, known)}',
-            hint=f"known: {', '.join(known)}; or install the package that provides it",
-        )
     predictor: Predictor = load_plugin(PREDICTORS, name)(network, tokenizer, settings)
     return Contender(
         predictor=predictor,
@@ -133,6 +145,31 @@ def build(
         settings={**network.settings, name: dict(settings)},
         rehearsal=predictor,
     )
+
+
+def check_names(wanted: Sequence[str]) -> None:
+    """Raise `ConfigError` naming every name that nobody provides or that is asked for twice."""
+    known = (*MIXTURES, *ADAPTATIONS, *names(PREDICTORS))
+    problems = [
+        f'unknown predictor "{name}"{did_you_mean(name, known)}'
+        for name in dict.fromkeys(wanted)
+        if name not in known
+    ]
+    problems += [f"{name}: asked for twice" for name in sorted({*wanted}) if wanted.count(name) > 1]
+    if problems:
+        raise ConfigError(
+            "there are no such rows",
+            items=problems,
+            hint=f"known: {', '.join(known)}; or install the package that provides it",
+        )
+
+
+def check_settings(wanted: Sequence[str], tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """All that can be told before there is a model. Raises as `build`."""
+    check_names(wanted)
+    for name in wanted:
+        if name in SETTINGS:
+            own_settings(name, tables.get(section_of(name), {}))
 
 
 def section_of(name: str) -> str:
@@ -143,22 +180,15 @@ def section_of(name: str) -> str:
 def _mixture(
     name: str, network: Network, tokenizer: Tokenizer, settings: Mapping[str, Any]
 ) -> Contender:
-    module: Any
+    chosen = own_settings(name, settings)
+    module: Any = importlib.import_module(SETTINGS[name][0])
     if name == "ppm":
-        module = importlib.import_module("qpack.eval.ppm_mixer")
-        chosen = read_settings(module.PpmSettings, settings, name)
         mixer = module.PpmMixer(chosen, tokenizer)
     elif name == "token_ppm":
-        module = importlib.import_module("qpack.eval.token_ppm")
-        chosen = read_settings(module.TokenPpmSettings, settings, name)
         mixer = module.TokenPpmMixer(chosen, network.vocab_size)
     elif name == "ngram":
-        module = importlib.import_module("qpack.eval.ngram")
-        chosen = read_settings(module.NgramSettings, settings, name)
         mixer = module.NgramMixer(chosen, network.vocab_size)
     else:
-        module = importlib.import_module("qpack.eval.tilt")
-        chosen = read_settings(module.TiltSettings, settings, name)
         mixer = module.TiltMixer(chosen, network.vocab_size)
     predictor = Mixture(network, mixer)
     return Contender(
@@ -177,15 +207,13 @@ def _adaptation(
     rehearsal_tokens: int,
 ) -> Contender:
     kind: Any
+    chosen = own_settings(name, settings)
     if name == "lora":
-        module: Any = importlib.import_module("qpack.eval.lora")
-        kind, chosen = module.LoraAdapted, read_settings(module.LoraSettings, settings, name)
+        kind = importlib.import_module("qpack.eval.lora").LoraAdapted
         if network.isolate is None:  # adapters are a document's own
             network = Network(network.model, window=network.window, isolate=tokenizer.bos)
     else:
-        module = importlib.import_module("qpack.eval.adapt")
-        table = {"optimizer": name, **settings}
-        kind, chosen = module.Adapted, read_settings(module.AdaptSettings, table, "adapt")
+        kind = importlib.import_module("qpack.eval.adapt").Adapted
     predictor = kind(network, chosen)
     rehearsal = predictor
     shortest = rehearsal_tokens // REHEARSAL_CHUNKS
@@ -197,6 +225,24 @@ def _adaptation(
         settings=predictor.settings,
         rehearsal=rehearsal,
     )
+
+
+def own_settings(name: str, table: Mapping[str, Any]) -> Any:
+    """What `name`, one of qpack's own, is to be: its settings dataclass from the values of `table`.
+
+    Raises as `read_settings`, and `SetupError` where a package is missing.
+    """
+    module, kind = SETTINGS[name]
+    section = section_of(name)
+    if section == "adapt":
+        if table.get("optimizer", name) != name:
+            raise ConfigError(
+                "--set cannot be used",
+                items=[f"adapt.optimizer = {table['optimizer']!r}, and {name} was asked for"],
+                hint=f"--adapt {table['optimizer']}",
+            )
+        table = {"optimizer": name, **table}
+    return read_settings(getattr(importlib.import_module(module), kind), table, section)
 
 
 S = TypeVar("S")

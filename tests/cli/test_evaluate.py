@@ -73,11 +73,14 @@ def test_sliding_windows_and_documents_apart_beside_their_control(run) -> None: 
     assert control["bpb"] == found["disjoint"]["bpb"]
 
 
-def test_the_divergence_and_what_it_needs(run, checkpoint: Path) -> None:  # type: ignore[no-untyped-def]
-    assert run("--against", checkpoint, "--json").document["kl"] == 0.0
-    refused = run("--against", checkpoint, "--isolate-documents")
-    assert (refused.code, refused.out) == (3, "")
-    assert "do not isolate them" in refused.err
+def test_the_float_model_is_a_row_and_the_divergence_is_to_it(run, checkpoint: Path) -> None:  # type: ignore[no-untyped-def]
+    document = run("--against", checkpoint, "--isolate-documents", "--json").document
+    assert document["kl"] == 0.0
+    _, given, reference = document["rows"]
+    assert reference["name"] == "float"
+    assert reference["control"]["name"] == given["name"] == "disjoint, documents apart"
+    assert (reference["control"]["gain"], reference["nats"]) == (0.0, given["nats"])
+    assert reference["settings"] == given["settings"]
 
 
 def test_mixtures_with_settings_and_probes(run) -> None:  # type: ignore[no-untyped-def]
@@ -117,6 +120,9 @@ def test_what_a_person_reads(run) -> None:  # type: ignore[no-untyped-def]
     ("options", "words"),
     [
         (("--mix", "ngrams"), 'unknown predictor "ngrams" (did you mean "ngram"?)'),
+        (("--mix", "ppm", "--adapt", "sgd", "--adapt", "sgd"), "sgd: asked for twice"),
+        (("--adapt", "sgd", "--set", "adapt.optimizer=adamw"), "sgd was asked for"),
+        (("--stride", "33"), "a stride of 33"),
         (("--mix", "ngram", "--set", "ngram.order=3"), "ngram.order: unknown"),
         (("--mix", "ngram", "--set", "ngram.max_order=99"), "max_order = 99"),
         (("--mix", "ngram", "--set", "ngram.max_order=few"), "ngram.max_order = 'few'"),
@@ -125,7 +131,14 @@ def test_what_a_person_reads(run) -> None:  # type: ignore[no-untyped-def]
         (("--check", "--set", "check.positions=0"), "positions = 0"),
     ],
 )
-def test_what_is_refused(run, options: tuple[str, ...], words: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_refused(
+    run,
+    options: tuple[str, ...],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # type: ignore[no-untyped-def]
+    """All of it before the model is read, which takes seconds where it is packed."""
+    monkeypatch.delattr("qpack.eval.evaluation.read_model")
     outcome = run(*options)
     assert (outcome.code, outcome.out) == (3, "")
     assert words in outcome.err

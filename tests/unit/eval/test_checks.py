@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qpack.errors import ConfigError, EvaluationError
+from qpack.errors import ConfigError, DataError, EvaluationError
 from qpack.eval.byte_totals import byte_gap
-from qpack.eval.checks import PROBES, CheckSettings, check, refuse
+from qpack.eval.checks import PROBES, CheckSettings, check, refuse, tokens_for
 from qpack.eval.network import Network
 from qpack.eval.predictor import LogProbs, Predictor, Session, Tokens
 from qpack.progress import SILENT, Progress
@@ -241,6 +241,9 @@ def test_settings_out_of_range() -> None:
     assert len(error.value.items) == 3
     with pytest.raises(ConfigError, match="too few"):
         check(Counts(), STREAM[:2])
+    with pytest.raises(DataError, match='"counts" on: 1 of 60 tokens are beyond'):
+        check(Counts(), np.append(STREAM[1:], VOCAB))
+    assert [tokens_for(window) for window in (8, 1024, 2048)] == [1280, 1280, 2560]
 
 
 def test_bytes_of_whole_and_of_cut_documents(tokenizer: Tokenizer, sentences: list[str]) -> None:
