@@ -84,6 +84,14 @@ class Documents:
             total.mul_(decay).add_(weight, alpha=1.0 - decay)
 
 
+def diverged() -> DataError:
+    """A gradient that is no number."""
+    return DataError(
+        "the adapters diverged: a gradient is not finite",
+        hint="lower learning_rate, or set clip",
+    )
+
+
 def document_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """(n,): the mean cross entropy, in nats, of each row of targets (n, T) by logits (n, T, V)."""
     losses = torch.nn.functional.cross_entropy(
@@ -100,10 +108,7 @@ def clipped(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
     squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients]
     norms = torch.stack(squares).sum(dim=0).sqrt()  # (n,)
     if not bool(norms.isfinite().all()):
-        raise DataError(
-            "the adapters diverged: a gradient is not finite",
-            hint="lower learning_rate, or set clip",
-        )
+        raise diverged()
     if not limit:
         return list(gradients)
     factors = (limit / (norms + 1e-6)).clamp_max(1.0)[:, None, None]

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,12 +53,14 @@ class LowRank:
         """`patterns` are names of linears with `*` for anything, or `HEAD`; `window` is the most
         tokens that the model is given.
 
-        Raises `ConfigError` naming every pattern that matches no linear.
+        Raises `ConfigError` naming every pattern that matches no linear, and every linear that the
+        model has and never calls: it may multiply by the weight itself, and a hook sees nothing.
         """
         self.model = model
         self.rank, self.window = rank, window
         self._adjusts = "adjust" in inspect.signature(model.forward).parameters
         self.targets = self._find(patterns)
+        self._check_called()
 
     def start(self, count: int, seed: int) -> list[Tensor]:
         """A and B of each target for `count` documents: (count, rank, in) and (count, out, rank).
@@ -124,6 +127,27 @@ class LowRank:
                     stack.callback(handle.remove)
             yield
 
+    def _check_called(self) -> None:
+        """Run one token, and see whether every linear is asked."""
+        called: set[str] = set()
+        with ExitStack() as stack:
+            for target in self.targets:
+                if target.module is not None:
+                    note = partial(_note, called, target.name)
+                    stack.callback(target.module.register_forward_hook(note).remove)
+            self._run_one_token()
+        missed = [
+            target.name
+            for target in self.targets
+            if target.module is not None and target.name not in called
+        ]
+        if missed:
+            raise ConfigError(
+                f"{type(self.model).__name__} has these linears and does not call them",
+                items=missed,
+                hint="adapt others: a delta could not be added to what these give",
+            )
+
     def _find(self, patterns: Sequence[str]) -> list[Target]:
         linears = {
             name: module
@@ -166,10 +190,18 @@ class LowRank:
             widths.append(hidden.size(-1))
             return logits
 
-        device = device_of(self.model)
-        with torch.no_grad(), evaluating(self.model):
-            self.model(torch.zeros(1, 1, dtype=torch.int64, device=device), adjust=adjust)
+        self._run_one_token(adjust=adjust)
         return widths[0]
+
+    def _run_one_token(self, **more: Any) -> None:
+        token = torch.zeros(1, 1, dtype=torch.int64, device=device_of(self.model))
+        with torch.no_grad(), evaluating(self.model):
+            self.model(token, **more)
+
+
+def _note(called: set[str], name: str, *_: Any) -> None:
+    """As a hook: `name` is called."""
+    called.add(name)
 
 
 class _Hook:

@@ -7,11 +7,13 @@ adapters have learned nothing this is the document-isolated network with stride 
 
 Documents of one batch run side by side, each row with its own adapters, the longest first, so that
 those that have ended are left out. Nothing in a document's score depends on the others. Over ranks
-each takes every world-th batch, and the scores are added up once.
+each takes every world-th batch, and the scores are added up once, with a mark of those that failed:
+a rank that stopped before that would be waited for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qpack.distributed import rank, world_size
-from qpack.errors import ConfigError
-from qpack.eval.adapter_training import Documents
+from qpack.errors import ConfigError, DataError
+from qpack.eval.adapter_training import Documents, diverged
 from qpack.eval.adapters import LowRank
 from qpack.eval.batches import blocks
 from qpack.eval.documents import documents
@@ -34,6 +36,7 @@ from qpack.eval.network import Network, as_array, log_softmax
 from qpack.eval.predictor import LogProbs, Session, Tokens
 from qpack.eval.ranks import sum_array
 from qpack.progress import SILENT, Progress, Task
+from qpack.tokens import check_vocab
 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 """Tokens of the windows of one batch of documents: a backward pass goes through all of them."""
@@ -56,8 +59,10 @@ class LoraAdapted:
         if network.isolate is None:
             problems.append("the network's context goes over documents: give it `isolate`")
         if network.window % settings.chunk_tokens:
+            fits = math.gcd(settings.chunk_tokens, network.window)
             problems.append(
                 f"chunk_tokens = {settings.chunk_tokens} does not divide window {network.window}"
+                f", {fits} does"
             )
         if problems:
             raise ConfigError("adapters cannot be trained on this network", items=problems)
@@ -85,25 +90,37 @@ class LoraAdapted:
         return LoraSession(self, first)
 
     def score(self, tokens: Tokens, *, progress: Progress = SILENT) -> NDArray[np.float64]:
-        """As `Predictor.score`."""
+        """As `Predictor.score`. Raises `DataError` for tokens beyond the vocabulary, and on all
+        ranks alike where adapters diverge."""
+        check_vocab(np.asarray(tokens), self.vocab_size, "the tokens to score")
+        scores = np.zeros(max(1, len(tokens)))  # the last one marks a rank that failed
+        failure: DataError | None = None
+        with (
+            evaluating(self.control.model),
+            torch.no_grad(),
+            progress.stage("adapt and score", total=len(scores) - 1, unit="tokens") as task,
+        ):
+            try:
+                self._score(tokens, scores, task)
+            except DataError as error:
+                failure, scores[-1] = error, 1.0
+        if sum_array(scores)[-1]:
+            raise failure or diverged()
+        return scores[:-1]
+
+    def _score(self, tokens: Tokens, scores: NDArray[np.float64], task: Task) -> None:
+        """Fill in this rank's share of the scores."""
         bos = self.control.isolate
         assert bos is not None, "checked when it was made"
         size, window = self.how.chunk_tokens, self.control.window
         spans = sorted(documents(tokens, bos), key=lambda span: -span[1])
         batch = max(1, BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"]) // window)
         groups = [spans[i : i + batch] for i in range(0, len(spans), batch)]
-        scores = np.zeros(max(0, len(tokens) - 1))
-        with (
-            evaluating(self.control.model),
-            torch.no_grad(),
-            progress.stage("adapt and score", total=len(scores), unit="tokens") as task,
-        ):
-            for group in groups[rank() :: world_size()]:
-                state = self.documents(len(group))
-                for index in range(-(-group[0][1] // size)):
-                    chunk = _Chunk(tokens, group, index, chunk=size, window=window)
-                    self._chunk(state, chunk, scores, task)
-        return sum_array(scores)
+        for group in groups[rank() :: world_size()]:
+            state = self.documents(len(group))
+            for index in range(-(-group[0][1] // size)):
+                chunk = _Chunk(tokens, group, index, chunk=size, window=window)
+                self._chunk(state, chunk, scores, task)
 
     def _chunk(
         self, state: Documents, chunk: _Chunk, scores: NDArray[np.float64], task: Task

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qpack.errors import ConfigError
 from qpack.eval.adapters import LowRank, delta
 from tests.unit.trainer.model.tiny import some_tokens, tiny
 
@@ -73,6 +74,28 @@ def test_all_documents_begin_alike_and_by_the_seed() -> None:
         assert torch.equal(a[0], a[2]) and torch.equal(a[:1], fewer[2 * i])
         assert not torch.equal(a, other[2 * i]) and not b.any()
         assert a.abs().max() <= target.inputs**-0.5
+
+
+def test_a_linear_that_is_never_called_is_refused() -> None:
+    """A model may multiply by a weight itself: then nothing would be adapted, and nobody told."""
+
+    class Fused(nn.Module):
+        vocab_size = 7
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.asked = nn.Embedding(7, 4), nn.Linear(4, 4)
+            self.passed_by = nn.Linear(4, 7)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.asked(self.table(tokens)) @ self.passed_by.weight.T
+
+    model = Fused()
+    LowRank(model, ("asked",), rank=2, window=9)
+    with pytest.raises(ConfigError, match="does not call them") as caught:
+        LowRank(model, ("*",), rank=2, window=9)
+    assert caught.value.items == ("passed_by",)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_delta_of_any_number_of_axes() -> None:

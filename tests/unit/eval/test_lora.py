@@ -197,6 +197,9 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         LoraAdapted(Network(model, window=12), LoraSettings(chunk_tokens=5))
     assert len(caught.value.items) == 2
+    assert "window 12, 1 does" in caught.value.items[1]
+    with pytest.raises(DataError, match="beyond the vocabulary"):
+        adapted().score(np.array([BOS, VOCAB]))
     with pytest.raises(ConfigError) as caught:
         adapted(targets=("*.c_x", "*.c_q", "nothing"))
     assert [item.partition(":")[0] for item in caught.value.items] == ["*.c_x", "nothing"]

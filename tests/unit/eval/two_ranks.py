@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
+from qpack.errors import DataError
 from qpack.eval.adapt import Adapted
 from qpack.eval.adapt_settings import AdaptSettings
 from qpack.eval.lora import LoraAdapted
@@ -31,4 +34,8 @@ def scores() -> dict[str, list[float]]:
     lora = LoraSettings(chunk_tokens=4, rank=2, learning_rate=0.05)
     isolated = Network(model, window=12, isolate=BOS)
     found["lora"] = LoraAdapted(isolated, lora).score(tokens).tolist()
+    try:
+        LoraAdapted(isolated, replace(lora, learning_rate=1e30, clip=0.0)).score(tokens)
+    except DataError as error:  # one rank has all documents, and the other one is told
+        found["diverged"] = [float("diverged" in error.message), 0.0]
     return found
