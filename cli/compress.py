@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from qpack.errors import InputError
+
 from .options import ForceOption, check_input, check_output
 from .output import Output
 
@@ -17,6 +19,7 @@ ModelOption = Annotated[
         "-m", "--model", metavar="MODEL", help="A checkpoint, or an artifact (.qpk, .pyz)."
     ),
 ]
+SUFFIX = ".qpz"
 PiecesOption = Annotated[
     Path | None,
     typer.Option(metavar="MODEL", help="SentencePiece model; that in the artifact if not given."),
@@ -35,7 +38,9 @@ def compress(
         typer.Option(metavar="NAME", help="Learn from the file: ngram, tilt, ppm, token_ppm."),
     ] = None,
     tokenizer: PiecesOption = None,
-    window: Annotated[int, typer.Option(min=2, help="Tokens of context at most.")] = 1024,
+    window: Annotated[
+        int, typer.Option(min=2, max=65_536, help="Tokens of context at most.")
+    ] = 1024,
     force: ForceOption = False,
 ) -> None:
     """Compress a file with a model: lossless for any bytes, best for the text that it knows.
@@ -43,10 +48,11 @@ def compress(
     To decompress it takes the same model, tokenizer and arithmetic: processor, torch and other
     packages. Anything else is refused. Both run on the CPU, token by token.
     """
-    out = out or file.with_name(f"{file.name}.qpz")
-    for path in (file, model, *([tokenizer] if tokenizer else [])):
+    out = out or file.with_name(f"{file.name}{SUFFIX}")
+    inputs = [file, model, *([tokenizer] if tokenizer else [])]
+    for path in inputs:
         check_input(path)
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=inputs)
 
     import time
 
@@ -83,7 +89,10 @@ def decompress(
     output: Output,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .qpz file.")],
     model: ModelOption,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="The file to write.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", help="FILE without .qpz if not given."),
+    ] = None,
     tokenizer: PiecesOption = None,
     force: ForceOption = False,
 ) -> None:
@@ -92,9 +101,14 @@ def decompress(
     The model and the tokenizer must be the very files, the machine and the packages must compute
     the same. Nothing is written before the whole original is there and has its digest.
     """
-    for path in (file, model, *([tokenizer] if tokenizer else [])):
+    if out is None:
+        if file.suffix != SUFFIX:
+            raise InputError(f"{file} does not end in {SUFFIX}", hint="say where to write: -o OUT")
+        out = file.with_suffix("")
+    inputs = [file, model, *([tokenizer] if tokenizer else [])]
+    for path in inputs:
         check_input(path)
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=inputs)
 
     from qpack.eval.compress import decompress_file
     from qpack.report.tables import describe_bytes

@@ -41,7 +41,7 @@ def import_checkpoint(
     """
     hints = {**read_config(config), **parse_assignments(assignments or [])}
     check_input(source)
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=[source])
 
     from qpack.checkpoint import fingerprint, write_checkpoint
     from qpack.importing import import_file

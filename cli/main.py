@@ -76,7 +76,8 @@ def build() -> Any:
     register(bench, "bits", bench_bits)
     app.add_typer(bench, name="bench", rich_help_panel=MEASURE)
     study = typer.Typer(
-        no_args_is_help=True, help="Scores that are none: the claim, the error, the honest form."
+        no_args_is_help=True,
+        help="Published scores that are no codes: claim, error, honest figure.",
     )
     register(study, "hashed-ngram", study_hashed_ngram)
     register(study, "byte-spread", study_byte_spread)

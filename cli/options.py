@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -47,13 +48,16 @@ def check_input(path: Path) -> Path:
     return path
 
 
-def check_output(path: Path, *, force: bool) -> Path:
+def check_output(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Path:
     """`path`, if it may be written, before any slow step.
 
-    Raises OutputExistsError, or InputError where its folder is missing.
+    Raises OutputExistsError, or InputError where its folder is missing and where it is one of
+    `inputs`, which are there: no `--force` may cost what was read.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a file")
+    if path.exists() and any(path.samefile(given) for given in inputs):
+        raise InputError(f"{path} is an input, which would be lost", hint="choose another -o")
     if path.exists() and not force:
         raise OutputExistsError(f"{path} exists", hint="choose another -o, or give --force")
     if not path.parent.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,10 +146,11 @@ def study_train_first(  # noqa: PLR0913  one parameter an option
 
 def run(output: Output, name: str, asked: Asked, settings: Mapping[str, Any]) -> None:
     """Check the paths, study, print, and write where asked."""
-    for path in (asked.model, asked.tokens, asked.tokenizer):
+    paths = (asked.model, asked.tokens, asked.tokenizer)
+    for path in paths:
         check_input(path)
     if asked.out is not None:
-        check_output(asked.out, force=asked.force)
+        check_output(asked.out, force=asked.force, inputs=paths)
 
     from qpack.artifact.writer import write_atomic
     from qpack.eval.evaluation import Inputs
@@ -169,6 +171,5 @@ def run(output: Output, name: str, asked: Asked, settings: Mapping[str, Any]) ->
         write_atomic(asked.out, data, force=True)  # refused above, before the work, where it exists
         output.note(f"wrote {asked.out}")
     output.result(document, lambda: show_study(document))
-    output.next(
-        f"qpack eval {asked.model} --tokens {asked.tokens} --tokenizer {asked.tokenizer} --check"
-    )
+    model, tokens, tokenizer = (shlex.quote(str(path)) for path in paths)
+    output.next(f"qpack eval {model} --tokens {tokens} --tokenizer {tokenizer} --check")

@@ -29,7 +29,7 @@ def unpack(
     Needs no torch.
     """
     check_input(artifact)
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=[artifact])
 
     from qpack.artifact.unpack import unpack as unpack_artifact
     from qpack.report.tables import describe_bytes

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qpack.errors import ConfigError, DataError
+from qpack.eval.coder import WINDOW_MAX
 from qpack.eval.network import Network
 from qpack.generate import draw
 from qpack.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ class WriteSettings:
     top_k: int | None = None
     """Draw from this many likeliest tokens; None: from all."""
     seed: int = 0
+    """Below 2^64."""
     window: int = 1024
     """Tokens of context at most."""
 
@@ -41,6 +43,10 @@ class WriteSettings:
         if self.top_k is not None:
             counts["top_k"] = self.top_k
         problems = [f"{name} = {n}: must be at least 1" for name, n in counts.items() if n < 1]
+        if self.window > WINDOW_MAX:
+            problems.append(f"window = {self.window}: must be at most {WINDOW_MAX}")
+        if not 0 <= self.seed < 1 << 64:
+            problems.append(f"seed = {self.seed}: must be 0 or more, and below 2^64")
         if not 0.0 <= self.temperature < float("inf"):
             problems.append(f"temperature = {self.temperature}: must be 0 or more, and finite")
         if problems:
@@ -91,4 +97,5 @@ def choose(logs: Tensor, settings: WriteSettings, generator: torch.Generator) ->
         logs = kept
     if settings.temperature == 0.0:
         return int(logs.argmax())
-    return int(draw(logs[None] / settings.temperature, generator))
+    # The likeliest at 0: a small temperature must not make all of them infinite.
+    return int(draw((logs[None] - logs.max()) / settings.temperature, generator))

@@ -79,6 +79,56 @@ def test_nothing_is_overwritten(qpack: Runner, artifact: Path, text: Path) -> No
     assert back.code == 3 and "--force" in back.err
 
 
+def test_no_force_costs_an_input(qpack: Runner, artifact: Path, text: Path, tmp_path: Path) -> None:
+    before = artifact.read_bytes()
+    (tmp_path / "link").symlink_to(artifact)
+    for command in (
+        ("compress", text, "-m", artifact, "-o", text),
+        ("compress", text, "-m", artifact, "-o", artifact),
+        ("decompress", text, "-m", artifact, "-o", tmp_path / "link"),
+        ("unpack", artifact, "-o", artifact),
+    ):
+        outcome = qpack(*command, "--force")
+        assert outcome.code == 3 and "is an input" in outcome.err
+    assert (text.read_bytes(), artifact.read_bytes()) == (TEXT, before)
+
+
+def test_where_nothing_is_said_a_file_comes_back_under_its_name(
+    qpack: Runner, artifact: Path, text: Path
+) -> None:
+    assert qpack("compress", text, "-m", artifact, "-q").code == 0
+    packed = text.with_name("text.qpz")
+    assert qpack("decompress", packed, "-m", artifact).code == 3  # the original is still there
+    text.unlink()
+    assert qpack("decompress", packed, "-m", artifact).code == 0
+    assert text.read_bytes() == TEXT
+    packed = packed.rename(text.with_name("other"))
+    outcome = qpack("decompress", packed, "-m", artifact)
+    assert outcome.code == 3 and "-o OUT" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("compress", "{text}", "-m", "{model}", "--window", 65_537),
+        ("generate", "{model}", "--window", 10**25),
+        ("generate", "{model}", "--seed", 1 << 64),
+    ],
+)
+def test_numbers_out_of_range_are_no_bugs(
+    qpack: Runner, artifact: Path, text: Path, asked: tuple[object, ...]
+) -> None:
+    outcome = qpack(*(str(part).format(text=text, model=artifact) for part in asked))
+    assert outcome.code in (2, 3), outcome.err
+    assert not text.with_name("text.qpz").exists()
+
+
+def test_windows_are_as_long_as_a_file_may_record() -> None:
+    from qpack.eval.coder import WINDOW_MAX
+
+    assert WINDOW_MAX == 65_536, "as --window says"
+
+
 def test_what_does_not_fit_is_refused_and_nothing_written(
     qpack: Runner, files: Files, artifact: Path, text: Path
 ) -> None:

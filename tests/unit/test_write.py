@@ -90,10 +90,20 @@ def test_temperature_is_an_exponent() -> None:
     assert share == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-9])
+def test_a_small_temperature_takes_the_likeliest(temperature: float) -> None:
+    logs = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log()
+    settings = WriteSettings(temperature=temperature)
+    assert choose(logs, settings, torch.Generator().manual_seed(0)) == 1
+
+
 def test_bad_settings_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        WriteSettings(num_tokens=0, temperature=-1.0, top_k=0, window=0)
-    assert len(caught.value.items) == 4
+        WriteSettings(num_tokens=0, temperature=-1.0, top_k=0, window=0, seed=-1)
+    assert len(caught.value.items) == 5
+    with pytest.raises(ConfigError) as caught:
+        WriteSettings(window=1 << 17, seed=1 << 64)
+    assert [item.split()[0] for item in caught.value.items] == ["window", "seed"]
 
 
 def test_models_that_cannot_write(tokenizer: Tokenizer) -> None:
