@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qpack.distributed import rank, world_size
 from qpack.errors import ConfigError
 from qpack.eval.adapt_settings import AdaptSettings
 from qpack.eval.learner import Learner, trained_parameters
@@ -69,11 +68,8 @@ class Adapted:
         course = _Course(self, len(tokens))
         with progress.stage(self.name, total=len(out), unit="tokens") as task:
             for plan in course.follow(tokens):
-                own = sorted(plan, key=lambda item: (-item.length, item.skip))
-                own = own[rank() :: world_size()]
-                for group, logs in course.network.score_windows(tokens, own):
-                    for item, row in zip(group, logs.numpy(force=True), strict=True):
-                        out[item.start + item.skip : item.start + item.length] = row
+                network = course.network
+                network.scatter(list(network.score_windows(tokens, network.share(plan))), out)
                 task.advance(sum(item.length - item.skip for item in plan))
         return sum_array(out)
 

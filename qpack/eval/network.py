@@ -114,17 +114,25 @@ class Network:
         """
         with progress.stage(self.name, total=len(tokens) - 1, unit="tokens") as task:
             out = np.zeros(len(tokens) - 1)
-            # Windows of a shape together, however they come: a target's place is known.
-            plan = sorted(self.plan(tokens), key=lambda item: (-item.length, item.skip))
-            plan = plan[rank() :: world_size()]
+            plan = self.share(self.plan(tokens))
             found = []  # moved when all is under way: a device must not wait for every group
             for group, logs in self.score_windows(tokens, plan):
                 found.append((group, logs))
                 task.advance(logs.numel() * world_size())
-            for group, logs in found:
-                for item, row in zip(group, logs.cpu().numpy(), strict=True):
-                    out[item.start + item.skip : item.start + item.length] = row
+            self.scatter(found, out)
         return sum_array(out)
+
+    @staticmethod
+    def share(plan: Sequence[Window]) -> list[Window]:
+        """This rank's windows, those of a shape together: a target's place is known anyhow."""
+        return sorted(plan, key=lambda item: (-item.length, item.skip))[rank() :: world_size()]
+
+    @staticmethod
+    def scatter(found: Sequence[tuple[Sequence[Window], Tensor]], out: NDArray[np.float64]) -> None:
+        """Put what was found in groups of windows (B, T - skip) into its targets' places."""
+        for group, logs in found:
+            for item, row in zip(group, logs.cpu().numpy(), strict=True):
+                out[item.start + item.skip : item.start + item.length] = row
 
     def rows(
         self, tokens: Tokens, *, progress: Progress = SILENT

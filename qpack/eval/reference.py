@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from qpack.distributed import rank, world_size
+from qpack.distributed import world_size
 from qpack.errors import DataError
-from qpack.eval.batches import blocks
+from qpack.eval.batches import blocks, precise_dtype
 from qpack.eval.network import Network, log_softmax
 from qpack.eval.predictor import Tokens
 from qpack.eval.ranks import sum_array
@@ -48,9 +48,10 @@ class Reference(Network):
     def score(self, tokens: Tokens, *, progress: Progress = SILENT) -> NDArray[np.float64]:
         """As `Network.score`; sets `kl`."""
         count = len(tokens) - 1
-        plan = sorted(self.plan(tokens), key=lambda item: (-item.length, item.skip))
-        plan = plan[rank() :: world_size()]
+        plan = self.share(self.plan(tokens))
         out = np.zeros(count + 1)  # and the sum of divergences
+        total = torch.zeros((), dtype=precise_dtype(self.device), device=self.device)
+        scored = []  # moved when all is under way: a device must not wait for every group
         with progress.stage(self.name, total=count, unit="tokens") as task:
             passes = zip(self._passes(tokens, plan), self._other._passes(tokens, plan), strict=True)
             for (group, logits, targets), (_, others, _) in passes:
@@ -59,11 +60,11 @@ class Reference(Network):
                     log_p = log_softmax(p)
                     found.append(log_p.gather(-1, goal[:, None])[:, 0])
                     gap = log_softmax(q).neg_().add_(log_p)  # in place: half the memory traffic
-                    out[-1] += float(torch.dot(log_p.exp_().flatten(), gap.flatten()))
-                rows = torch.cat(found).view(targets.shape).numpy(force=True)
-                for item, row in zip(group, rows, strict=True):
-                    out[item.start + item.skip : item.start + item.length] = row
-                task.advance(rows.size * world_size())
+                    total += torch.dot(log_p.exp_().flatten(), gap.flatten())
+                scored.append((group, torch.cat(found).view(targets.shape)))
+                task.advance(targets.numel() * world_size())
+            self.scatter(scored, out)
+        out[-1] = float(total)
         out = sum_array(out)
         self.kl = float(out[-1]) / count
         return out[:-1]
