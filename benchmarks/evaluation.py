@@ -7,9 +7,10 @@ A row is a reading, or a reading and what is built on it: `disjoint`, `sliding` 
 `documents` (contexts end with their document), then `+ngram`, `+ppm` and so on, names as of
 `qpack/eval/registry.py`; `float` is the float model in disjoint windows. A row's control is made
 first if it is not there. Rows that OUT has are kept, so a run that was stopped goes on, and rows of
-several machines stand in one file, each with its own provenance. FOLDER keeps the scores of single
-tokens, from which a gain over a control gets its error, and a reading's rows, which all mixtures on
-it read: their seconds are those of the network's own row and of mixing, `mixing_seconds`.
+several machines stand in one file, each with its own provenance; a kept row of other settings, or
+without the probes that are asked for, ends the run. FOLDER keeps the scores of single tokens, from
+which a gain over a control gets its error, and a reading's rows, which all mixtures on it read:
+their seconds are those of the network's own row and of mixing, `mixing_seconds`.
 
 `--precision bfloat16` and `--compile` are for speed on CUDA; rows of bfloat16 stand beside the
 others, as `disjoint@bfloat16`. Only windows of few shapes are compiled: not those of documents, and
@@ -41,6 +42,7 @@ from qpack.eval.registry import (
     ADAPTATIONS,
     Contender,
     build,
+    check_settings,
     plain,
     section_of,
     settings_tables,
@@ -71,6 +73,8 @@ def main() -> None:
         if options.check:
             raise SystemExit("--check reads token by token: every length would be compiled")
         torch._dynamo.config.recompile_limit = GRAPHS
+    names = {name for spec in options.rows if (name := spec.partition("+")[2])}
+    check_settings(sorted(names), settings_tables(options.set, names))
     book = Book(options)
     for spec in options.rows:
         book.row(spec)
@@ -134,9 +138,14 @@ class Book:
         key = spec + self.suffix()
         scores = self.options.work / f"{key}.npy"
         known = self.document["rows"].get(key)
-        if known is not None and scores.exists():
-            return restored(known, np.load(scores))
         contender = self.contender(spec)
+        if known is not None and scores.exists():
+            if known["settings"] != json.loads(json.dumps(dict(contender.settings))):
+                raise SystemExit(f"{self.options.out}: {key} has other settings: move it away")
+            if self.options.check and known["probes"] is None:
+                raise SystemExit(f"{self.options.out}: {key} was not probed: move it away")
+            self.prove_once(spec)
+            return restored(known, np.load(scores))
         control = None if contender.control is None else self.row(self.control_of(spec))
         probes = None
         if self.options.check:
@@ -165,9 +174,8 @@ class Book:
             speed = measured.tokens / seconds
             measured = replace(measured, seconds=seconds, tokens_per_second=speed)
         self.document["rows"][key] = measured.to_dict() | how | provenance(self.device)
-        if self.options.prove:
-            self.prove(spec)
         self.write()
+        self.prove_once(spec)
         print(json.dumps(brief(self.document["rows"][key])), flush=True)
         return measured
 
@@ -239,6 +247,13 @@ class Book:
                 model.compile_regions()
             self.models[role, compiles] = model
         return self.models[role, compiles]
+
+    def prove_once(self, spec: str) -> None:
+        """A proof, where one is asked for and there is none of as many bytes."""
+        known = self.document["proofs"].get(spec, {})
+        if self.options.prove and known.get("asked_bytes") != self.options.prove:
+            self.prove(spec)
+            self.write()
 
     def prove(self, spec: str) -> None:
         reading, _, name = spec.partition("+")
