@@ -119,7 +119,8 @@ def show_proof(proof: Document) -> str:
         f"proved by a file: {proof['predictor']}\n"
         f"{proof['text_bytes']:,} bytes of text came back from another process; "
         f"code {proof['stream_bpb']:.6f} bits per byte, computed {proof['computed_bpb']:.6f}; "
-        f"file {proof['file_bytes']:,} B, {proof['header_bytes']:,} B of it header and digest"
+        f"file {proof['file_bytes']:,} B or {proof['file_bpb']:.6f} bits per byte, "
+        f"{proof['header_bytes']:,} B of it header and digest"
     )
 
 

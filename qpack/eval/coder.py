@@ -59,6 +59,8 @@ def open_coder(model: Path, tokenizer: Path | None, setup: Setup) -> Coder:
     or it is not the model's, `ConfigError` for an impossible setup, `SetupError` where a package
     is missing, and what reading a model does.
     """
+    if setup.name is not None:
+        registry.check_settings([setup.name], {registry.section_of(setup.name): setup.settings})
     checkpoint = read_model(model)
     pieces = find_tokenizer(checkpoint, tokenizer)
     predictor, settings = build_predictor(build_model(checkpoint), pieces, setup)

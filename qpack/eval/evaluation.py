@@ -19,7 +19,7 @@ from qpack.checkpoint import build_model, load, read_model
 from qpack.distributed import rank, session, world_size
 from qpack.errors import ConfigError, DataError, OtherRankError, QpackError
 from qpack.eval.checks import CheckSettings
-from qpack.eval.coder import Setup
+from qpack.eval.coder import WINDOW_MAX, Setup
 from qpack.eval.network import Network
 from qpack.eval.prove import prove
 from qpack.eval.reference import Reference
@@ -76,6 +76,8 @@ class Wanted:
                 f"a stride of {self.stride:,} would leave out tokens between windows of"
                 f" {self.window:,}"
             )
+        if self.prove_bytes is not None and self.window > WINDOW_MAX:
+            yield f"a file is read in windows of at most {WINDOW_MAX:,}: prove in smaller ones"
         if self.prove_bytes is not None and world_size() > 1:
             yield "a file is written by one process: prove it without torchrun"
 

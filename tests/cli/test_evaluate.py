@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qpack import plugins
+from qpack.cli.show import show_proof
 from qpack.eval.network import Network
 from qpack.eval.predictor import Session, Tokens
 from qpack.plugins import PREDICTORS
@@ -194,6 +195,20 @@ def test_a_proof(run) -> None:  # type: ignore[no-untyped-def]
     (proof,) = outcome.document["proofs"]
     assert proof["agrees"]
     assert (proof["predictor"], proof["asked_bytes"]) == ("sliding by 16", 90)
+
+
+def test_what_no_file_can_record_is_not_proved(run) -> None:  # type: ignore[no-untyped-def]
+    outcome = run("--window", 70_000, "--prove", 90)
+    assert outcome.code == 3 and "at most 65,536" in outcome.err
+
+
+def test_a_proof_shows_the_file_beside_the_score() -> None:
+    proof = {
+        "predictor": "disjoint", "text_bytes": 1000, "stream_bpb": 1.5, "computed_bpb": 1.49,
+        "file_bytes": 700, "file_bpb": 5.6, "header_bytes": 500,
+    }  # fmt: skip
+    _, shown = show_proof(proof).splitlines()
+    assert "computed 1.490000" in shown and "file 700 B or 5.600000 bits per byte" in shown
 
 
 @pytest.mark.slow

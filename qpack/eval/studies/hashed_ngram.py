@@ -43,6 +43,7 @@ PRIMES = np.array([36313, 27191, 51647, 81929, 131071, 174763, 233017, 283721, 3
 ORDER_FACTORS = np.array([0.3, 0.3, 0.97, 2.0, 2.0, 2.0, 2.0, 2.0])
 """What alpha is multiplied by, for orders 2 to 9."""
 MOST_ALPHA = 0.95
+BUCKETS_MAX = 1 << 32
 FLOOR = 1e-10
 """The original's least probability."""
 ORIGINAL_LOAD = 14.8
@@ -63,8 +64,8 @@ class HashedNgramSettings:
     """What may be changed of the study."""
 
     buckets: int = 4_194_304
-    """Buckets of each table, a power of two, 64 bytes of memory each for all tables. A shorter text
-    needs fewer for the original's load."""
+    """Buckets of each table, a power of two up to 2^32, 64 bytes of memory each for all tables. A
+    shorter text needs fewer for the original's load."""
     chunk_tokens: int = 1_048_576
     """Tokens that are scored before the tables take them in."""
     samples: int = 256
@@ -81,8 +82,8 @@ class HashedNgramSettings:
             for name, least in (("chunk_tokens", 1), ("samples", 1), ("seed", 0), ("window", 1))
             if getattr(self, name) < least
         ]
-        if self.buckets < 1 or self.buckets & (self.buckets - 1):
-            problems.append(f"buckets = {self.buckets}: must be a power of two")
+        if not 1 <= self.buckets <= BUCKETS_MAX or self.buckets & (self.buckets - 1):
+            problems.append(f"buckets = {self.buckets}: must be a power of two, at most 2^32")
         if problems:
             raise ConfigError("the cache cannot be studied with these settings", items=problems)
 
@@ -108,6 +109,12 @@ def study(
         raise DataError("the tokens to study stand for no text")
     network = Network(model, window=settings.window)
     cache = new_cache(known, network.vocab_size, settings)
+    if len(known) <= settings.chunk_tokens:
+        progress.warn(
+            f"the text of {len(known) - 1:,} tokens ends in its first chunk of"
+            f" {settings.chunk_tokens:,}: the tables are empty and the claim is the network's own;"
+            " use a smaller --chunk-tokens"
+        )
     load = (len(known) - 1) / settings.buckets
     if load < 1:
         fitting = 1 << max(0, round(math.log2((len(known) - 1) / ORIGINAL_LOAD)))
@@ -175,7 +182,7 @@ def new_cache(tokens: NDArray[np.int64], vocab_size: int, settings: HashedNgramS
         wrong=wrong,
         counted=np.ones(1, np.int64),  # the first token has no context
         found=np.zeros((num_orders, 3)),
-        chunk_tokens=settings.chunk_tokens,
+        chunk_tokens=min(settings.chunk_tokens, len(tokens)),
         vocab_size=vocab_size,
     )
 

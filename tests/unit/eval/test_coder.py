@@ -54,3 +54,9 @@ def test_impossible_setups(given: PackOptions) -> None:
             open_coder(given.checkpoint, given.tokenizer, setup)
     with pytest.raises(ValidationError):
         Setup(window=0)
+
+
+def test_what_can_be_told_without_the_model_is_told_first(tmp_path: Path) -> None:
+    for setup in (Setup(name="oracle"), Setup(name="adamw", settings={"chunk": 3})):
+        with pytest.raises(ConfigError):
+            open_coder(tmp_path / "absent", None, setup)

@@ -177,7 +177,11 @@ def test_the_probes_refuse_it_for_its_sums_alone(
 def test_the_first_chunk_is_the_networks_own(
     model: torch.nn.Module, text: NDArray[np.uint16], tokenizer: Tokenizer
 ) -> None:
-    found = study(model, text, tokenizer, HashedNgramSettings(buckets=32))
+    progress = Warnings()
+    settings = HashedNgramSettings(buckets=32, chunk_tokens=10**30)
+    found = study(model, text, tokenizer, settings, progress)
+    assert len(progress.seen) == 1
+    assert "smaller --chunk-tokens" in progress.seen[0]
     claim = found["claimed"]["claimed_bits_per_byte"]
     assert claim == pytest.approx(found["honest"]["bpb_network"], rel=1e-12)
     assert found["violation"]["mean_sum_of_mixture"] == pytest.approx(1.0)
@@ -188,7 +192,7 @@ def test_empty_tables_are_warned_of(
     model: torch.nn.Module, text: NDArray[np.uint16], tokenizer: Tokenizer
 ) -> None:
     progress = Warnings()
-    study(model, text, tokenizer, HashedNgramSettings(), progress)
+    study(model, text, tokenizer, HashedNgramSettings(chunk_tokens=64), progress)
     assert len(progress.seen) == 1
     assert "--buckets 32 has its load" in progress.seen[0]
 
@@ -207,6 +211,8 @@ def test_bad_settings_and_texts_are_refused(model: torch.nn.Module, tokenizer: T
         HashedNgramSettings(buckets=100, chunk_tokens=0, samples=0, seed=-1, window=0)
     names = ("chunk_tokens", "samples", "seed", "window", "buckets")
     assert [item.split()[0] for item in caught.value.items] == list(names)
+    with pytest.raises(ConfigError, match="at most"):
+        HashedNgramSettings(buckets=1 << 70)
     with pytest.raises(DataError, match="no text"):
         study(model, np.full(5, tokenizer.bos, np.uint16), tokenizer)
     with pytest.raises(DataError, match="the model"):
