@@ -29,6 +29,9 @@ from qpack.progress import SILENT, Progress
 from qpack.tokenizer import Tokenizer
 from qpack.tokens import read_shard
 
+IDLE_NATS = 1e-4
+"""Scores nearer than that differ by rounding alone."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inputs:
@@ -131,12 +134,28 @@ def _evaluate(inputs: Inputs, wanted: Wanted, device: str, progress: Progress) -
     if reference is not None:
         found["kl"] = reference.kl
     found["rows"] = [row.to_dict() for row in rows]
+    found["warnings"] = list(_idle(rows))
+    for warning in found["warnings"]:
+        progress.warn(warning)
     if wanted.prove_bytes is not None:
         found["proofs"] = [
             _proof(inputs, np.asarray(tokens), setup, wanted.prove_bytes, progress)
             for setup in _setups(wanted)
         ]
     return found
+
+
+def _idle(rows: Sequence[Row]) -> Iterator[str]:
+    """Of each row that is its control's again."""
+    known = {row.name: row.scores for row in rows}
+    for row in rows:
+        if row.control is not None:
+            gap = float(np.abs(row.scores - known[row.control.name]).max())
+            if gap < IDLE_NATS:
+                yield (
+                    f"{row.name}: no score differs from that of {row.control.name} by {IDLE_NATS:g}"
+                    " nats; what learns in chunks learns nothing from a text shorter than one"
+                )
 
 
 def _first_figures(row: Row, network: Network) -> dict[str, Any]:

@@ -217,7 +217,9 @@ def _adaptation(
     predictor = kind(network, chosen)
     rehearsal = predictor
     shortest = rehearsal_tokens // REHEARSAL_CHUNKS
-    if name != "lora" and 0 < shortest < chosen.chunk_tokens:
+    if 0 < shortest < chosen.chunk_tokens:
+        if name == "lora":  # whose chunks divide the window
+            shortest = next(n for n in range(shortest, 0, -1) if network.window % n == 0)
         rehearsal = kind(network, replace(chosen, chunk_tokens=shortest))
     return Contender(
         predictor=predictor,

@@ -77,6 +77,8 @@ def test_sliding_windows_and_documents_apart_beside_their_control(run) -> None: 
 def test_the_float_model_is_a_row_and_the_divergence_is_to_it(run, checkpoint: Path) -> None:  # type: ignore[no-untyped-def]
     document = run("--against", checkpoint, "--isolate-documents", "--json").document
     assert document["kl"] == 0.0
+    (warning,) = document["warnings"]
+    assert warning.startswith("float: no score differs from that of disjoint, documents apart")
     _, given, reference = document["rows"]
     assert reference["name"] == "float"
     assert reference["control"]["name"] == given["name"] == "disjoint, documents apart"
@@ -106,6 +108,13 @@ def test_adaptations_learn_within_their_probes(run) -> None:  # type: ignore[no-
     assert list(found) == ["disjoint", "disjoint + sgd"]
     assert found["disjoint + sgd"]["settings"]["adapt"]["chunk_tokens"] == 64
     assert found["disjoint + sgd"]["bpb"] != found["disjoint"]["bpb"]
+    assert outcome.document["warnings"] == []
+
+
+def test_a_text_that_nothing_is_learned_from_is_told(run) -> None:  # type: ignore[no-untyped-def]
+    outcome = run("--adapt", "sgd", "--set", "adapt.chunk_tokens=300")
+    assert outcome.code == 0, outcome.err
+    assert "learns nothing from a text shorter than one" in outcome.err
 
 
 def test_what_a_person_reads(run) -> None:  # type: ignore[no-untyped-def]

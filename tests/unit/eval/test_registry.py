@@ -25,7 +25,9 @@ from .test_predictor import Unigram
 
 @pytest.fixture
 def network(tokenizer: Tokenizer) -> Network:
-    return Network(tiny(dtype=torch.float32, vocab_size=tokenizer.vocab_size), window=8, stride=4)
+    return Network(
+        tiny(dtype=torch.float32, num_layers=2, vocab_size=tokenizer.vocab_size), window=8, stride=4
+    )
 
 
 def echo(network: Network, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Predictor:
@@ -66,12 +68,23 @@ def test_an_adaptation_has_the_control_of_its_own_windows(
 
 
 def test_a_rehearsal_learns_within_its_tokens(network: Network, tokenizer: Tokenizer) -> None:
-    made = build("sgd", network, tokenizer, {"learning_rate": 0.5}, rehearsal_tokens=40)
-    tokens = np.random.default_rng(0).integers(4, tokenizer.vocab_size, size=40)
+    settings = {"learning_rate": 0.5, "epochs": 1}
+    made = build("sgd", network, tokenizer, settings, rehearsal_tokens=24)
+    tokens = np.random.default_rng(0).integers(4, tokenizer.vocab_size, size=24)
     control = network.score(tokens)
     np.testing.assert_array_equal(made.predictor.score(tokens), control)
     assert not np.allclose(made.rehearsal.score(tokens), control)
     assert all(probe.passed for probe in check(made.rehearsal, tokens))
+
+
+def test_a_rehearsal_of_adapters_has_chunks_that_divide_the_window(
+    network: Network, tokenizer: Tokenizer
+) -> None:
+    settings = {"chunk_tokens": 8}
+    for tokens, chunk in ((31, 4), (28, 4), (12, 2), (33, 8), (0, 8)):
+        made = build("lora", network, tokenizer, settings, rehearsal_tokens=tokens)
+        assert made.rehearsal.how.chunk_tokens == chunk  # type: ignore[attr-defined]
+        assert made.settings["lora"]["chunk_tokens"] == 8
 
 
 def test_windows_that_overlap_or_end_with_documents_are_beside_disjoint_ones() -> None:
