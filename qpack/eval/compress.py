@@ -31,7 +31,7 @@ from qpack.errors import (
 from qpack.eval import coding
 from qpack.eval.coder import Coder, open_coder
 from qpack.eval.fingerprint import differences, fingerprint, single_thread
-from qpack.eval.qpz import TEXT_BYTES_MAX, Compressed, Header, parse
+from qpack.eval.qpz import TEXT_BYTES_MAX, Compressed, Header, may_expand, parse
 from qpack.eval.residual import join, split
 from qpack.progress import SILENT, Progress
 from qpack.tokens import sha256_file
@@ -67,7 +67,8 @@ def compress_tokens(
         session = coder.predictor.start(first, num_tokens=len(tokens))
         stream = coding.encode(session, coded, progress=progress)
     packed = {name: codec.encode(residual) for name, codec in _codecs().items()}
-    codec = min(packed, key=lambda name: len(packed[name]))
+    allowed = (name for name in packed if may_expand(len(packed[name]), len(residual)))
+    codec = min(allowed, key=lambda name: len(packed[name]))
     header = Header(
         model=coder.model_sha256,
         model_name="".join(c if c.isprintable() else "?" for c in coder.model_name),

@@ -26,6 +26,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from qpack.artifact.limits import EXPANSION_MAX
 from qpack.errors import CorruptError, TooLargeError, TruncatedError, UnsupportedError
 from qpack.eval.coder import Setup
 
@@ -42,6 +43,8 @@ TOKENS_PER_BYTE_MAX, RESIDUAL_PER_BYTE_MAX = 64, 4
 """For each byte of the original: no tokenizer needs as many, nor so many edits."""
 SPARE = 1_024
 """The same for an empty file."""
+FREE_BYTES = 1 << 24
+"""Of a residual as decoded, whatever its size; a longer one is bounded by `EXPANSION_MAX`."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=TEXT_BYTES_MAX * TOKENS_PER_BYTE_MAX)]
@@ -83,6 +86,8 @@ class Header(BaseModel):
         ):
             if number > (most := per_byte * self.text_bytes + SPARE):
                 raise ValueError(f"no text of {self.text_bytes:,} bytes has over {most:,} {what}")
+        if not may_expand(self.residual_bytes, self.residual_decoded_bytes):
+            raise ValueError(f"a residual expands by more than {EXPANSION_MAX:,}")
         return self
 
     @model_validator(mode="after")
@@ -111,6 +116,11 @@ class Compressed:
         prefix = PREFIX.pack(MAGIC, VERSION, len(stored))
         body = b"".join((prefix, stored, self.stream, self.residual))
         return body + hashlib.sha256(body).digest()
+
+
+def may_expand(stored_bytes: int, decoded_bytes: int) -> bool:
+    """Whether a residual may: a file of a few bytes must not ask for much memory."""
+    return decoded_bytes <= max(FREE_BYTES, EXPANSION_MAX * stored_bytes)
 
 
 def parse(data: bytes) -> Compressed:

@@ -150,6 +150,8 @@ def _read(residual: bytes) -> list[Edit]:
     if not 0 < count <= len(residual):
         raise CorruptError(f"a residual of {len(residual):,} bytes holds no {count:,} edits")
     gaps, cuts, lengths = take(count), take(count), take(count)
+    if any(not cut and not length for cut, length in zip(cuts, lengths, strict=True)):
+        raise CorruptError("the residual has an edit that changes nothing")
     if position + sum(lengths) != len(residual):
         raise CorruptError("the residual is not as long as its edits say")
     return [

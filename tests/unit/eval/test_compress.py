@@ -22,6 +22,7 @@ from qpack.errors import (
     UnsupportedError,
 )
 from qpack.eval import compress as module
+from qpack.eval import qpz
 from qpack.eval.coder import Coder, Setup, open_coder
 from qpack.eval.compress import compress, compress_tokens, decompress
 from qpack.eval.qpz import Compressed, parse
@@ -105,6 +106,19 @@ def test_a_file_that_is_too_long_is_refused_before_the_work(
     monkeypatch.setattr(module, "split", None)
     with pytest.raises(DataError, match="11 bytes are more than the 10"):
         compress(b"hello world", coder)
+
+
+def test_no_residual_is_packed_further_than_may_be_unpacked(
+    given: PackOptions, coder: Coder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qpz, "FREE_BYTES", 100)
+    monkeypatch.setattr(qpz, "EXPANSION_MAX", 4)
+    data = b"\xff" * 1000
+    made = compress(data, coder)
+    assert made.header.residual_codec == "store"
+    assert back(made.render(), given) == data
+    monkeypatch.undo()
+    assert compress(data, coder).header.residual_codec != "store"
 
 
 def test_a_model_of_an_awkward_name(given: PackOptions, coder: Coder) -> None:

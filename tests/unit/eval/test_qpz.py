@@ -130,6 +130,16 @@ def test_fields_of_another_kind(name: str, value: object) -> None:
     assert len(caught.value.items) == 1
 
 
+def test_a_bomb_in_the_residual() -> None:
+    """3 bytes stored may be a few megabytes, not more."""
+    fields = {**FIELDS, "text_bytes": 1 << 28, "residual_decoded_bytes": 1 << 24}
+    parse(with_header(json.dumps(fields).encode()))
+    fields["residual_decoded_bytes"] += 1
+    with pytest.raises(CorruptError) as caught:
+        parse(with_header(json.dumps(fields).encode()))
+    assert "expands" in caught.value.items[0]
+
+
 def test_a_missing_field_is_named() -> None:
     fields = {name: value for name, value in FIELDS.items() if name != "tokenizer"}
     with pytest.raises(CorruptError) as caught:

@@ -79,6 +79,7 @@ def test_invalid_bytes_are_no_tokens(tokenizer: Tokenizer) -> None:
         bytes([1, 3, 1, 2]) + b"\n",  # fewer bytes than said
         bytes([1, 3, 1, 1]) + b"\n\n",  # more bytes than said
         bytes([1, 99, 1, 0]),  # beyond the text
+        bytes([1, 3, 0, 0]),  # an edit that changes nothing
     ],
 )
 def test_a_residual_that_does_not_fit(tokenizer: Tokenizer, residual: bytes) -> None:
