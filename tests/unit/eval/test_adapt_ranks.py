@@ -47,6 +47,7 @@ def test_two_ranks_score_as_one(tmp_path: Path) -> None:
         assert process.returncode == 0, stderr
     both = json.loads((tmp_path / "0.json").read_text())
     assert alone.keys() == both.keys()
+    assert alone["diverged"][0] == 1.0
     for name, expected in alone.items():
         np.testing.assert_allclose(both[name], expected, atol=1e-4, err_msg=name)
         assert np.ptp(expected) > 0
