@@ -69,14 +69,18 @@ def write(
     for token in tokenizer.encode(prompt):
         session.observe(token)
         previous = token
+    # A space at the end is lost to the tokenizer, and stands there already.
+    spaced = prompt[-1:].isspace() and not tokenizer.piece_texts[previous].endswith(b" ")
     generator = torch.Generator().manual_seed(settings.seed)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for _ in range(settings.num_tokens):
         token = choose(torch.from_numpy(session.log_probs().copy()), settings, generator)
         if tokenizer.boundary[token]:
             break
-        if text := decoder.decode(tokenizer.text_after(previous, token)):
+        piece = tokenizer.text_after(previous, token)
+        if text := decoder.decode(piece.removeprefix(b" ") if spaced else piece):
             yield text
+        spaced = False
         session.observe(token)
         previous = token
     if text := decoder.decode(b"", final=True):

@@ -43,6 +43,7 @@ def test_it_goes_on_to_the_end_of_the_document(tokenizer: Tokenizer) -> None:
     text = "jumps over the"
     assert "".join(write(script(tokenizer, text), tokenizer, "", GREEDY)) == text
     assert "".join(write(script(tokenizer, text), tokenizer, "jumps", GREEDY)) == " over the"
+    assert "".join(write(script(tokenizer, text), tokenizer, "jumps ", GREEDY)) == "over the"
 
 
 def test_pieces_are_whole_characters(tokenizer: Tokenizer) -> None:
