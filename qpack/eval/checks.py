@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class CheckSettings:
     """Tokens of the stream that are read; more than a window, so that one gives way to the next.
     `qpack eval` makes it what `tokens_for` says."""
     positions: int = 4
-    """Targets, drawn at random, whose swaps, futures and prefixes are tried."""
+    """Targets, drawn at random in equal parts, whose swaps, futures and prefixes are tried."""
     sum_tolerance: float = 1e-5
     """Most that a sum of probabilities may be from 1."""
     nats_tolerance: float = 1e-3
@@ -131,6 +132,18 @@ Found = Iterator[tuple[float, str]]
 """Deviations, NaN where there is none to be had, and where they were met."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A session's stream, token by token; not all its rows, which may be of gigabytes."""
+
+    sum_gaps: list[float]
+    """How far each row's sum is from 1."""
+    logs: list[float]
+    """What each row gives the token that came."""
+    rows: dict[int, LogProbs]
+    """Those of the positions."""
+
+
 @dataclass
 class _Case:
     """A predictor on a stream, and what several probes need of it."""
@@ -146,10 +159,15 @@ class _Case:
 
     @cached_property
     def positions(self) -> list[int]:
-        """Indices of targets; never the last token, after which there is no future."""
+        """Indices of targets; never the last token, after which there is no future.
+
+        One in each of as many equal parts of the stream, so that there is one where the last
+        window has begun and what learns has learned.
+        """
         most = len(self.tokens) - 2
         count = min(self.settings.positions, most)
-        return sorted((1 + self.rng.choice(most, size=count, replace=False)).tolist())
+        edges = [1 + most * i // count for i in range(count + 1)]
+        return [int(self.rng.integers(begin, end)) for begin, end in pairwise(edges)]
 
     @cached_property
     def scores(self) -> NDArray[np.float64]:
@@ -157,14 +175,19 @@ class _Case:
         return self.score(self.tokens)
 
     @cached_property
-    def rows(self) -> list[LogProbs]:
-        """Row i is the session's distribution of token i; the first is empty."""
-        rows = [np.empty(0)]
+    def reading(self) -> _Reading:
+        """What a session says, asked for every token."""
+        found = _Reading([0.0], [0.0], {})
+        size = self.predictor.vocab_size
         session = self.start()
-        for token in self.tokens[1:].tolist():
-            rows.append(np.array(session.log_probs()))
+        for i, token in enumerate(self.tokens[1:].tolist(), 1):
+            row = session.log_probs()
+            found.sum_gaps.append(_sum_gap(row, size))
+            found.logs.append(float(row[token]) if row.shape == (size,) else np.nan)
+            if i in self.positions:
+                found.rows[i] = np.array(row)
             session.observe(token)
-        return rows
+        return found
 
     @cached_property
     def declares_length(self) -> bool:
@@ -185,8 +208,8 @@ class _Case:
         return np.concatenate(([0.0], found))
 
     def given(self, i: int, token: int) -> float:
-        """What the session's row gives `token` at i."""
-        row = self.rows[i]
+        """What the session's row gives `token` at i, which is one of the positions."""
+        row = self.reading.rows[i]
         return float(row[token]) if row.shape == (self.predictor.vocab_size,) else np.nan
 
     def another(self, token: int) -> int:
@@ -196,8 +219,8 @@ class _Case:
 
 
 def _normalisation(case: _Case) -> Found:
-    for i, row in enumerate(case.rows[1:], 1):
-        yield _sum_gap(row, case.predictor.vocab_size), f"token {i} of a session"
+    for i, gap in enumerate(case.reading.sum_gaps[1:], 1):
+        yield gap, f"token {i} of a session"
     if isinstance(case.predictor, RowPredictor):
         i = 1
         for block, _ in case.predictor.rows(case.tokens):
@@ -225,15 +248,14 @@ def _future(case: _Case) -> Found:
 def _prefix(case: _Case) -> Found:
     for i in case.positions:
         if case.declares_length:
-            found = np.array([0.0, *(case.given(j, int(case.tokens[j])) for j in range(1, i + 1))])
+            found = np.array(case.reading.logs[: i + 1])
         else:
             found = case.score(case.tokens[: i + 1])
         yield from _gaps(found, case.scores[: i + 1], f"cut after {i}")
 
 
 def _session(case: _Case) -> Found:
-    given = [case.given(i, token) for i, token in enumerate(case.tokens.tolist()) if i]
-    yield from _gaps(np.array([0.0, *given]), case.scores, "in the stream")
+    yield from _gaps(np.array(case.reading.logs), case.scores, "in the stream")
 
 
 def _order(case: _Case) -> Found:
@@ -244,7 +266,7 @@ def _order(case: _Case) -> Found:
             first = np.array(session.log_probs())
             second = np.array(session.log_probs())
             yield _row_gap(first, second), f"token {i}, asked twice"
-            yield _row_gap(first, case.rows[i]), f"token {i}, not asked before"
+            yield _row_gap(first, case.reading.rows[i]), f"token {i}, not asked before"
         if i:
             session.observe(token)
 

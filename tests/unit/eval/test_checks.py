@@ -235,6 +235,23 @@ def test_it_looks_at_as_much_as_it_is_told() -> None:
     assert "session" in caught(Late())
 
 
+@pytest.mark.parametrize(("num_tokens", "positions"), [(58, 4), (58, 56), (58, 99), (3, 5)])
+def test_every_part_of_the_stream_has_a_position(num_tokens: int, positions: int) -> None:
+    swapped: list[int] = []
+
+    class Listening(Counts):
+        def score(self, tokens: Tokens, *, progress: Progress = SILENT) -> NDArray[np.float64]:
+            changed = np.flatnonzero(tokens != STREAM[: len(tokens)])
+            swapped.extend(changed.tolist() if len(changed) == 1 else [])
+            return super().score(tokens)
+
+    check(Listening(), STREAM, settings=CheckSettings(num_tokens=num_tokens, positions=positions))
+    targets = num_tokens - 2  # all but the last
+    count = min(positions, targets)
+    parts = [(i - 1) * count // targets for i in swapped[:count]]
+    assert parts == list(range(count))
+
+
 def test_settings_out_of_range() -> None:
     with pytest.raises(ConfigError) as error:
         CheckSettings(num_tokens=2, positions=0, nats_tolerance=0.0)
