@@ -56,7 +56,7 @@ def study_hashed_ngram(  # noqa: PLR0913  one parameter an option
     ] = 4_194_304,
     chunk_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens scored before the tables take them in.")
-    ] = 1_048_576,
+    ] = 32_768,
     samples: Annotated[
         int, typer.Option(min=1, help="Positions at which sums are measured by order.")
     ] = 256,

@@ -66,8 +66,9 @@ class HashedNgramSettings:
     buckets: int = 4_194_304
     """Buckets of each table, a power of two up to 2^32, 64 bytes of memory each for all tables. A
     shorter text needs fewer for the original's load."""
-    chunk_tokens: int = 1_048_576
-    """Tokens that are scored before the tables take them in."""
+    chunk_tokens: int = 32_768
+    """Tokens that are scored before the tables take them in; the original's were 1,048,576, of a
+    text of 62 million."""
     samples: int = 256
     """Positions, of the last `chunk_tokens`, at which sums are measured by order."""
     seed: int = 0
