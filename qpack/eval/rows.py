@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qpack.errors import DataError, EvaluationError
+from qpack.errors import ConfigError, DataError, EvaluationError
 from qpack.eval.bootstrap import bootstrap_error, by_document
 from qpack.eval.checks import CheckSettings, Probe, check, refuse
 from qpack.eval.predictor import Predictor, Tokens
@@ -150,9 +150,11 @@ def evaluate_rows(
     """A row for every contender and, ahead of the first that needs it, for each control.
 
     With `checks` everything is probed first, all contenders before any is scored: then a refusal,
-    an `EvaluationError`, comes before any number does. Other errors as in `evaluate_row`.
+    an `EvaluationError`, comes before any number does. Raises `ConfigError` for two that go by one
+    name. Other errors as in `evaluate_row`.
     """
     contenders = list(contenders)
+    _check_names(contenders)
     passed: dict[int, list[Probe] | None] = {}
     for contender in contenders:
         passed[id(contender)] = None
@@ -182,6 +184,24 @@ def evaluate_rows(
         )
         known[row.name] = row
         yield row
+
+
+def _check_names(contenders: Sequence[Contender]) -> None:
+    """Rows are told apart by name: a plugin may not call itself as the network that it reads."""
+    names = [contender.predictor.name for contender in contenders]
+    controls = [contender.control for contender in contenders if contender.control is not None]
+    problems = {name for name in names if names.count(name) > 1}
+    for predictor in (contender.predictor for contender in contenders):
+        own = getattr(predictor, "settings", None)
+        if any(
+            control.name == predictor.name and getattr(control, "settings", None) != own
+            for control in controls
+        ):
+            problems.add(predictor.name)
+    if problems:
+        raise ConfigError(
+            "two rows go by one name", items=sorted(problems), hint="change a plugin's name"
+        )
 
 
 class _Documents:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qpack.errors import DataError, EvaluationError
+from qpack.errors import ConfigError, DataError, EvaluationError
 from qpack.eval.checks import CheckSettings
 from qpack.eval.network import Network
 from qpack.eval.predictor import Mixture
@@ -115,6 +116,26 @@ def test_each_control_is_scored_once() -> None:
     assert [row.name for row in rows] == ["even", "unequal", "even"]
 
 
+def test_two_rows_by_one_name_are_refused() -> None:
+    """Else the second would be the control of what follows."""
+
+    class Posing(Network):
+        def __init__(self) -> None:
+            super().__init__(tiny(), window=8, name="disjoint")
+
+        @property
+        def settings(self) -> dict[str, Any]:
+            return {"other": True}
+
+    tokenizer = tokenizer_of(b"", b"a", *[b"x"] * 35)
+    posing = Contender(predictor=Posing(), control=None, settings={}, rehearsal=Posing())
+    for reading in ({}, {"stride": 4}):  # as a row that is there, and as a control
+        network = plain(Network(tiny(), window=8, **reading))
+        with pytest.raises(ConfigError, match="one name") as caught:
+            next(evaluate_rows([network, posing], np.arange(20), tokenizer))
+        assert caught.value.items == ("disjoint",)
+
+
 def test_probes_are_in_the_rows() -> None:
     settings = CheckSettings(num_tokens=5, positions=2)
     tokenizer = tokenizer_of(b"", b"a", b"bc")
@@ -125,8 +146,11 @@ def test_probes_are_in_the_rows() -> None:
 
 
 def test_a_refused_predictor_has_no_row_and_nor_has_any_other() -> None:
+    class Named(Blending):
+        name = "blending"
+
     def both() -> Iterator[Contender]:
-        for cheat in (Counts(), Blending()):
+        for cheat in (Counts(), Named()):
             yield Contender(predictor=cheat, control=None, settings={}, rehearsal=cheat)
 
     stream = np.random.default_rng(0).integers(7, size=30)
