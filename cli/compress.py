@@ -46,7 +46,8 @@ def compress(
     """Compress a file with a model: lossless for any bytes, best for the text that it knows.
 
     To decompress it takes the same model, tokenizer and arithmetic: processor, torch and other
-    packages. Anything else is refused. Both run on the CPU, token by token.
+    packages. Anything else is refused. Both run the whole model on one core for every token, which
+    is slow: try a few kilobytes first.
     """
     out = out or file.with_name(f"{file.name}{SUFFIX}")
     inputs = [file, model, *([tokenizer] if tokenizer else [])]

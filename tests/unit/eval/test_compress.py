@@ -92,6 +92,25 @@ def test_the_same_bytes_every_time_and_for_any_threads(coder: Coder, made: Compr
         torch.set_num_threads(before)
 
 
+def test_the_model_runs_on_one_thread(coder: Coder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For large ones the order of a sum depends on how many there are."""
+    model: Any = coder.predictor
+    forward, seen = model.model.forward, set()
+
+    def counting(*tokens: Any, **more: Any) -> Any:
+        seen.add(torch.get_num_threads())
+        return forward(*tokens, **more)
+
+    monkeypatch.setattr(model.model, "forward", counting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        compress(b"The dog", coder)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
+
+
 def test_the_size_is_what_the_nats_say(coder: Coder) -> None:
     tokens, _ = split(TEXT * 5, coder.tokenizer)
     made = compress_tokens(tokens, coder)
