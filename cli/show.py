@@ -132,7 +132,7 @@ def show_compressed(made: Document) -> str:
     return (
         f"{made['path']}  {describe_bytes(made['bytes'])} of {made['text_bytes']:,} B{share}\n"
         f"{made['stream_bytes']:,} B for {made['tokens']:,} tokens, "
-        f"{made['residual_bytes']:,} B for what they lack, "
+        f"{made['residual_bytes']:,} B for what the tokenizer loses, "
         f"{made['header_bytes']:,} B of header and digest"
     )
 

@@ -158,7 +158,7 @@ def check_names(wanted: Sequence[str]) -> None:
     problems += [f"{name}: asked for twice" for name in sorted({*wanted}) if wanted.count(name) > 1]
     if problems:
         raise ConfigError(
-            "there are no such rows",
+            "what is asked for cannot be added to the model",
             items=problems,
             hint=f"known: {', '.join(known)}; or install the package that provides it",
         )
