@@ -77,7 +77,8 @@ def compress(
         "header_bytes": num_bytes - header.stream_bytes - header.residual_bytes,
         "tokens": header.tokens,
         "model": header.model_name,
-        "predictor": {"name": coder.predictor.name, **header.predictor.model_dump(mode="json")},
+        "predictor": coder.predictor.name,
+        "setup": header.predictor.model_dump(mode="json"),
         "seconds": time.perf_counter() - began,
     }
     output.result(document, lambda: show_compressed(document))

@@ -60,7 +60,8 @@ def generate(
         }
         output.result(document, str)
         return
-    print(prompt, end="", flush=True)
+    first = next(parts, "")  # errors come before the prompt is printed
+    print(f"{prompt}{first}", end="", flush=True)
     for part in parts:
         print(part, end="", flush=True)
     print()

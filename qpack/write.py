@@ -60,8 +60,13 @@ def write(
 
     It ends after `num_tokens` tokens, or where the model begins or ends a document. `model` maps
     tokens (B, T) to logits (B, T, V); a cache makes each token cost one position. Raises
-    `DataError` where model and tokenizer do not belong together or logits are not finite.
+    `DataError` where model and tokenizer do not belong together or logits are not finite, and for a
+    prompt of bytes that are no UTF-8.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise DataError("the prompt is no text", hint="write it in UTF-8") from None
     network = Network(model, window=settings.window, stride=-(-settings.window // 2))
     tokenizer.check_model(network.vocab_size)
     previous = tokenizer.bos

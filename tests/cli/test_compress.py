@@ -61,6 +61,8 @@ def test_there_and_back(qpack: Runner, artifact: Path, text: Path) -> None:
     assert out == text.with_name("text.qpz")
     assert document["bytes"] == out.stat().st_size
     assert document["text_bytes"] == len(TEXT)
+    assert document["predictor"] == "sliding by 16"
+    assert (document["setup"]["name"], document["setup"]["window"]) == (None, 32)
     parts = [document[f"{part}_bytes"] for part in ("header", "stream", "residual")]
     assert sum(parts) == document["bytes"] and all(parts)
     back = qpack("decompress", out, "-m", artifact, "-o", text.with_name("back"))
@@ -165,6 +167,12 @@ def test_text_comes_on_stdout(qpack: Runner, artifact: Path) -> None:
     assert f"{document['prompt']}{document['text']}\n" == plain.out
     assert document["schema"] == "qpack.generate/1"
     assert qpack(*asked, "--seed", 3, "--temperature", 2).out != plain.out
+
+
+def test_nothing_is_printed_of_a_text_that_cannot_be(qpack: Runner, artifact: Path) -> None:
+    outcome = qpack("generate", artifact, "--prompt", "a\udcff")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert "UTF-8" in outcome.err
 
 
 def test_a_checkpoint_needs_its_tokenizer(qpack: Runner, files: Files, artifact: Path) -> None:

@@ -110,5 +110,7 @@ def test_bad_settings_are_all_named() -> None:
 def test_models_that_cannot_write(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="tokens"):
         list(write(Script(7, {}), tokenizer, "", GREEDY))
+    with pytest.raises(DataError, match="no text"):
+        list(write(script(tokenizer, "The"), tokenizer, "The\udcff", GREEDY))
     with pytest.raises(DataError, match="not finite"):
         choose(torch.tensor([math.nan, 0.0]), GREEDY, torch.Generator())
