@@ -45,7 +45,7 @@ def sealed(body: bytes) -> bytes:
 def with_header(text: bytes) -> bytes:
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     stored = deflate.compress(text) + deflate.flush()
-    prefix = PREFIX.pack(FILE.render()[:8], 1, len(stored))
+    prefix = b"\x89QPZ\r\n\x1a\n" + b"\x01\x00" + len(stored).to_bytes(4, "little")
     return sealed(prefix + stored + FILE.stream + FILE.residual)
 
 
