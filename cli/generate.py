@@ -42,6 +42,7 @@ def generate(
 
     from qpack.checkpoint import build_model, read_model
     from qpack.eval.coder import find_tokenizer
+    from qpack.progress import SILENT
     from qpack.write import WriteSettings, write
 
     settings = WriteSettings(
@@ -49,7 +50,9 @@ def generate(
     )
     checkpoint = read_model(model)
     pieces = find_tokenizer(checkpoint, tokenizer)
-    parts = write(build_model(checkpoint), pieces, prompt, settings)
+    # As text it shows by itself how far it is.
+    progress = output.progress if output.settings.json else SILENT
+    parts = write(build_model(checkpoint), pieces, prompt, settings, progress=progress)
     if output.settings.json:
         document = {
             "schema": "qpack.generate/1",

@@ -19,6 +19,7 @@ from qpack.errors import ConfigError, DataError
 from qpack.eval.coder import WINDOW_MAX
 from qpack.eval.network import Network
 from qpack.generate import draw
+from qpack.progress import SILENT, Progress
 from qpack.tokenizer import Tokenizer
 
 
@@ -54,7 +55,12 @@ class WriteSettings:
 
 
 def write(
-    model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: WriteSettings
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: str,
+    settings: WriteSettings,
+    *,
+    progress: Progress = SILENT,
 ) -> Iterator[str]:
     """What comes after `prompt`, as text of whole characters, in pieces that are not empty.
 
@@ -78,16 +84,18 @@ def write(
     spaced = prompt[-1:].isspace() and not tokenizer.piece_texts[previous].endswith(b" ")
     generator = torch.Generator().manual_seed(settings.seed)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for _ in range(settings.num_tokens):
-        token = choose(torch.from_numpy(session.log_probs().copy()), settings, generator)
-        if tokenizer.boundary[token]:
-            break
-        piece = tokenizer.text_after(previous, token)
-        if text := decoder.decode(piece.removeprefix(b" ") if spaced else piece):
-            yield text
-        spaced = False
-        session.observe(token)
-        previous = token
+    with progress.stage("write", total=settings.num_tokens, unit="tokens") as task:
+        for _ in range(settings.num_tokens):
+            token = choose(torch.from_numpy(session.log_probs().copy()), settings, generator)
+            if tokenizer.boundary[token]:
+                break
+            piece = tokenizer.text_after(previous, token)
+            if text := decoder.decode(piece.removeprefix(b" ") if spaced else piece):
+                yield text
+            spaced = False
+            session.observe(token)
+            previous = token
+            task.advance()
     if text := decoder.decode(b"", final=True):
         yield text
 

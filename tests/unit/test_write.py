@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from qpack.checkpoint import load
 from qpack.errors import ConfigError, DataError
 from qpack.options import PackOptions
+from qpack.progress import Silent, Task
 from qpack.tokenizer import Tokenizer
 from qpack.write import WriteSettings, choose, write
 
@@ -44,6 +47,24 @@ def test_it_goes_on_to_the_end_of_the_document(tokenizer: Tokenizer) -> None:
     assert "".join(write(script(tokenizer, text), tokenizer, "", GREEDY)) == text
     assert "".join(write(script(tokenizer, text), tokenizer, "jumps", GREEDY)) == " over the"
     assert "".join(write(script(tokenizer, text), tokenizer, "jumps ", GREEDY)) == "over the"
+
+
+def test_it_says_how_far_it_is(tokenizer: Tokenizer) -> None:
+    steps: list[float | None] = []
+
+    class Steps(Silent):
+        @contextmanager
+        def stage(self, name: str, *, total: float | None = None, unit: str = "") -> Iterator[Task]:
+            steps.append(total)
+            yield self
+
+        def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+            steps.append(amount)
+
+    text = "jumps over the"
+    list(write(script(tokenizer, text), tokenizer, "jumps", GREEDY, progress=Steps()))
+    written = len(tokenizer.encode(text)) - len(tokenizer.encode("jumps"))
+    assert steps == [30, *[1.0] * written]
 
 
 def test_pieces_are_whole_characters(tokenizer: Tokenizer) -> None:
