@@ -13,6 +13,7 @@ from qpack.eval.adapt_settings import AdaptSettings
 from qpack.eval.lora import LoraAdapted
 from qpack.eval.lora_settings import LoraSettings
 from qpack.eval.network import Network
+from qpack.eval.reference import Reference
 from tests.unit.trainer.model.tiny import BOS, tiny
 
 
@@ -34,6 +35,9 @@ def scores() -> dict[str, list[float]]:
     lora = LoraSettings(chunk_tokens=4, rank=2, learning_rate=0.05)
     isolated = Network(model, window=12, isolate=BOS)
     found["lora"] = LoraAdapted(isolated, lora).score(tokens).tolist()
+    reference = Reference(tiny(dtype=torch.float32, num_layers=2, seed=1), isolated)
+    found["float"] = reference.score(tokens).tolist()
+    found["kl"] = [reference.kl or 0.0, 0.0]
     try:
         LoraAdapted(isolated, replace(lora, learning_rate=1e30, clip=0.0)).score(tokens)
     except DataError as error:  # one rank has all documents, and the other one is told
