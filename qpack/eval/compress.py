@@ -31,7 +31,7 @@ from qpack.errors import (
 from qpack.eval import coding
 from qpack.eval.coder import Coder, open_coder
 from qpack.eval.fingerprint import differences, fingerprint, single_thread
-from qpack.eval.qpz import TEXT_BYTES_MAX, Compressed, Header, may_expand, parse
+from qpack.eval.qpz import TEXT_BYTES_MAX, WORD_MAX, Compressed, Header, may_expand, parse
 from qpack.eval.residual import join, split
 from qpack.progress import SILENT, Progress
 from qpack.tokens import sha256_file
@@ -71,7 +71,7 @@ def compress_tokens(
     codec = min(allowed, key=lambda name: len(packed[name]))
     header = Header(
         model=coder.model_sha256,
-        model_name="".join(c if c.isprintable() else "?" for c in coder.model_name),
+        model_name="".join(c if c.isprintable() else "?" for c in coder.model_name)[:WORD_MAX],
         tokenizer=coder.tokenizer.sha256,
         predictor=coder.setup,
         fingerprint=made_with,

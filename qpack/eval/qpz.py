@@ -48,7 +48,8 @@ FREE_BYTES = 1 << 24
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=TEXT_BYTES_MAX * TOKENS_PER_BYTE_MAX)]
-Word = Annotated[str, Field(max_length=512)]
+WORD_MAX = 512
+Word = Annotated[str, Field(max_length=WORD_MAX)]
 
 
 class Header(BaseModel):

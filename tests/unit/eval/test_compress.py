@@ -141,8 +141,8 @@ def test_no_residual_is_packed_further_than_may_be_unpacked(
 
 
 def test_a_model_of_an_awkward_name(given: PackOptions, coder: Coder) -> None:
-    made = compress(b"The dog", replace(coder, model_name="a\nb\x1b[2Jc"))
-    assert made.header.model_name == "a?b?[2Jc"
+    made = compress(b"The dog", replace(coder, model_name="a\nb\x1b[2Jc" + 600 * "d"))
+    assert made.header.model_name == "a?b?[2Jc" + 504 * "d"
     assert back(made.render(), given) == b"The dog"
 
 
