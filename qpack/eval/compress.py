@@ -188,7 +188,10 @@ def _check_files(header: Header, model: Path, tokenizer: Path | None) -> None:
 def _check_arithmetic(header: Header, coder: Coder) -> None:
     """Raise `MismatchError` unless this machine computes what the header's did."""
     if header.tokenizer != coder.tokenizer.sha256:
-        raise MismatchError("the tokenizer embedded in the model is not the file's")
+        raise MismatchError(
+            "the tokenizer embedded in the model is not the file's",
+            hint="give with --tokenizer the one that it was compressed with",
+        )
     if not header.first < coder.tokenizer.vocab_size:
         raise CorruptError(f"token {header.first} is beyond the tokenizer's")
     wrong = differences(header.fingerprint, fingerprint(coder.predictor))

@@ -175,6 +175,15 @@ def test_another_tokenizer(given: PackOptions, made: Compressed, tmp_path: Path)
     assert [item.split(":")[0] for item in caught.value.items] == ["tokenizer"]
 
 
+def test_another_tokenizer_in_the_model(
+    given: PackOptions, coder: Coder, made: Compressed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(coder, tokenizer=replace(coder.tokenizer, sha256="0" * 64))
+    monkeypatch.setattr(module, "open_coder", lambda *_: other)
+    with pytest.raises(MismatchError, match="--tokenizer"):
+        decompress(made.render(), model=given.checkpoint)
+
+
 def test_no_tokenizer(given: PackOptions, made: Compressed) -> None:
     with pytest.raises(DataError, match="embeds no tokenizer"):
         decompress(made.render(), model=given.checkpoint)
