@@ -210,6 +210,22 @@ def rate_distortion() -> str:
     return table(head, rows)
 
 
+def third_party() -> str:
+    """AntiBERTy at the bytes of the record recipe."""
+    rows = [
+        [
+            name,
+            f"{r['bytes']:,}",
+            f"{r['bits_per_weight']:.3f}",
+            f"{r['kl']:.5f}",
+            f"{r['kl_ratio']:.3f}",
+        ]
+        for name, r in result("third_party_antiberty")["rows"].items()
+    ]
+    head = ["AntiBERTy", "bytes of the file", "bits a weight", "KL"]
+    return table([*head, "of the recipe's"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "bits": bits,
@@ -221,6 +237,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "muon": muon,
     "gap": gap,
     "rate_distortion": rate_distortion,
+    "third_party": third_party,
 }
 
 
