@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -49,7 +50,7 @@ class Task:
         return self._hessians[leader]
 
 
-class Peer:
+class Peer(ABC):
     """One way to store weights. What happens in `__init__` is not timed."""
 
     def __init__(self, task: Task, settings: dict[str, Any]) -> None:
@@ -57,13 +58,13 @@ class Peer:
         self.facts: dict[str, Any] = {}
         """what is worth knowing besides bytes and seconds"""
 
+    @abstractmethod
     def encode(self, folder: Path) -> None:
         """Quantize, and write all that decoding needs into `folder`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, folder: Path) -> Weights:
         """The weights that the files of `folder` hold."""
-        raise NotImplementedError
 
 
 def main(peer: Callable[[Task, dict[str, Any]], Peer], packages: Sequence[str]) -> None:

@@ -29,15 +29,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qpack.errors import ConfigError, DataError
+from qpack.errors import ConfigError
+from qpack.eval.blocks import check_row, check_token, check_vocab_size, in_parts
 from qpack.eval.compiled import compiled
 from qpack.eval.ngram_table import DEPTH, Arrays, NgramTable, observe, times_of
 from qpack.eval.predictor import LogProbs, Tokens
 
 MAX_ORDER = 32
 """Longest n-grams that a table is asked for: each order costs a look-up and a node a token."""
-BLOCK_TOKENS = 4096
-"""Tokens that one compiled call advances; the table has room for them beforehand."""
 FEATURES = 4
 """Length of x."""
 START = (-9.0, 2.0, 4.0, 3.0)
@@ -110,7 +109,7 @@ class NgramState:
         self._weights = np.tile(START, (settings.max_order, 1))
         self._weights[:, 0] += START_LENGTH * np.arange(settings.max_order)
         self._table = NgramTable(settings.max_order)
-        self._table.observe(int(check_block(None, np.array([first]), vocab_size)[0]))
+        self._table.observe(check_token(first, vocab_size))
 
     @property
     def num_bytes(self) -> int:
@@ -118,8 +117,8 @@ class NgramState:
         return self._table.num_bytes
 
     def mix(self, row: LogProbs) -> LogProbs:
-        """As `MixerState.mix`."""
-        out = as_rows(row).copy()
+        """As `MixerState.mix`. Raises `DataError` for a row of another vocabulary."""
+        out = check_row(row, self._vocab_size).copy()
         mix(self._model(0), out)
         return out
 
@@ -129,13 +128,12 @@ class NgramState:
 
     def advance(self, rows: LogProbs, targets: Tokens) -> NDArray[np.float64]:
         """As `MixerState.advance`. Raises `DataError` for rows or targets of other vocabularies."""
-        rows = as_rows(rows)
-        known = check_block(rows, targets, self._vocab_size)
-        out = np.empty(len(known))
-        for i in range(0, len(known), BLOCK_TOKENS):
-            part = slice(i, i + BLOCK_TOKENS)
-            advance(self._model(len(known[part])), rows[part], known[part], out[part])
-        return out
+        return in_parts(
+            rows,
+            targets,
+            self._vocab_size,
+            lambda part, known, out: advance(self._model(len(known)), part, known, out),
+        )
 
     def _model(self, num_tokens: int) -> Model:
         settings = self._settings
@@ -147,38 +145,6 @@ class NgramState:
             concentration=float(settings.concentration),
             rate=float(settings.rate),
         )
-
-
-def check_vocab_size(vocab_size: int) -> None:
-    """Raise `ConfigError` for a vocabulary in which there is nothing to choose."""
-    if vocab_size < 2:
-        raise ConfigError(f"a vocabulary of {vocab_size} tokens leaves nothing to predict")
-
-
-def as_rows(rows: LogProbs) -> LogProbs:
-    """`rows` as compiled functions take them: contiguous, writable float64."""
-    return np.require(rows, np.float64, ["C", "W"])
-
-
-def check_block(
-    rows: LogProbs | None,  # (b, V), or nothing to check
-    targets: Tokens,  # (b,)
-    vocab_size: int,
-) -> NDArray[np.int64]:
-    """The targets as int64 (b,). Raises `DataError` unless both are of this vocabulary."""
-    known = targets.astype(np.int64)
-    if rows is not None and rows.shape != (len(known), vocab_size):
-        raise DataError(
-            f"rows of shape {rows.shape} for {len(known):,} tokens of {vocab_size:,}",
-            hint="mix with the vocabulary of the base predictor",
-        )
-    if known.size and not (known.min() >= 0 and known.max() < vocab_size):
-        beyond = sorted({int(token) for token in known if not 0 <= token < vocab_size})
-        raise DataError(
-            f"{len(beyond)} tokens are beyond the vocabulary of {vocab_size:,}",
-            items=[str(token) for token in beyond],
-        )
-    return known
 
 
 # -- compiled -------------------------------------------------------------------------------------

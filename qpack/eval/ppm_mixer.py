@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from qpack.eval.blocks import as_rows, check_block, check_row
 from qpack.eval.gate import NO_LEAD, Gate
-from qpack.eval.ngram import as_rows, check_block
 from qpack.eval.ppm import Ppm
 from qpack.eval.ppm_settings import PpmSettings
 from qpack.eval.ppm_walk import (
@@ -64,9 +64,8 @@ class PpmState:
 
         Raises `DataError` for a row of another vocabulary.
         """
-        rows = as_rows(row[None])
-        check_block(rows, np.zeros(1, np.int64), len(self._trie.node))
-        return mix_all(self._learned(self._gate), self._desk, self._place, rows[0])
+        row = check_row(row, len(self._trie.node))
+        return mix_all(self._learned(self._gate), self._desk, self._place, row)
 
     def observe(self, token: int, row: LogProbs) -> None:
         """The next token was `token`; the network's log-probabilities of it were `row` (V,)."""

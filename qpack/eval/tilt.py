@@ -21,15 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpack.errors import ConfigError
+from qpack.eval.blocks import check_row, check_token, check_vocab_size, in_parts
 from qpack.eval.compiled import compiled
-from qpack.eval.ngram import (
-    BLOCK_TOKENS,
-    MAX_ORDER,
-    as_rows,
-    check_block,
-    check_vocab_size,
-    known_length,
-)
+from qpack.eval.ngram import MAX_ORDER, known_length
 from qpack.eval.ngram_table import Arrays, NgramTable, observe
 from qpack.eval.predictor import LogProbs, Tokens
 
@@ -90,11 +84,11 @@ class TiltState:
     def __init__(self, settings: TiltSettings, vocab_size: int, first: int) -> None:
         self._settings, self._vocab_size = settings, vocab_size
         self._table = NgramTable(settings.max_order)
-        self._table.observe(int(check_block(None, np.array([first]), vocab_size)[0]))
+        self._table.observe(check_token(first, vocab_size))
 
     def mix(self, row: LogProbs) -> LogProbs:
-        """As `MixerState.mix`."""
-        row = as_rows(row)
+        """As `MixerState.mix`. Raises `DataError` for a row of another vocabulary."""
+        row = check_row(row, self._vocab_size)
         hint = int(find_hint(self._model(0)))
         if hint == NO_HINT:
             return row
@@ -104,17 +98,16 @@ class TiltState:
 
     def observe(self, token: int, row: LogProbs) -> None:
         """As `MixerState.observe`."""
-        self._table.observe(int(check_block(row[None], np.array([token]), self._vocab_size)[0]))
+        self._table.observe(check_token(token, self._vocab_size))
 
     def advance(self, rows: LogProbs, targets: Tokens) -> NDArray[np.float64]:
         """As `MixerState.advance`. Raises `DataError` for rows or targets of other vocabularies."""
-        rows = as_rows(rows)
-        known = check_block(rows, targets, self._vocab_size)
-        out = np.empty(len(known))
-        for i in range(0, len(known), BLOCK_TOKENS):
-            part = slice(i, i + BLOCK_TOKENS)
-            advance(self._model(len(known[part])), rows[part], known[part], out[part])
-        return out
+        return in_parts(
+            rows,
+            targets,
+            self._vocab_size,
+            lambda part, known, out: advance(self._model(len(known)), part, known, out),
+        )
 
     def _model(self, num_tokens: int) -> Model:
         return Model(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qpack.eval.blocks import as_rows, check_block, check_row
 from qpack.eval.compiled import compiled
 from qpack.eval.gate import (
     FEATURES,
@@ -26,7 +27,6 @@ from qpack.eval.gate import (
     learn,
     weigh,
 )
-from qpack.eval.ngram import as_rows, check_block
 from qpack.eval.ppm import Context, Ppm, Shape, Tables, count, predict
 from qpack.eval.ppm_settings import TokenPpmSettings
 from qpack.eval.predictor import LogProbs, Tokens
@@ -85,9 +85,8 @@ class TokenPpmState:
 
         Raises `DataError` for a row of another vocabulary.
         """
-        rows = as_rows(row[None])
-        check_block(rows, np.zeros(1, np.int64), self._vocab_size)
-        return _mix(self._learned(), self._place(), rows[0])
+        row = check_row(row, self._vocab_size)
+        return _mix(self._learned(), self._place(), row)
 
     def observe(self, token: int, row: LogProbs) -> None:
         """The next token was `token`; the network's log-probabilities of it were `row` (V,)."""

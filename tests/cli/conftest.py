@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from .given import Files, make_files
+
 PROGRAM = "from qpack.cli.main import main; main()"
 
 
@@ -36,6 +38,23 @@ class Outcome:
 
 
 Runner = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """A model as somebody else wrote it, its tokenizer and its tokens."""
+    return make_files(tmp_path_factory.mktemp("given"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model, imported."""
+    from qpack.checkpoint import write_checkpoint
+    from qpack.importing import import_file
+
+    path = tmp_path_factory.mktemp("imported") / "model.safetensors"
+    write_checkpoint(path, import_file(files.foreign), force=False)
+    return path
 
 
 @pytest.fixture

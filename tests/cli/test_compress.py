@@ -8,14 +8,9 @@ from pathlib import Path
 import pytest
 
 from .conftest import Runner
-from .given import Files, make_files
+from .given import Files
 
 TEXT = b"A checkpoint and a budget\ngo in; one file  that fits comes out.\n\xff\x00"
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return make_files(tmp_path_factory.mktemp("given"))
 
 
 @pytest.fixture(scope="module")

@@ -20,23 +20,8 @@ from qpack.progress import SILENT, Progress
 from qpack.tokenizer import Tokenizer
 
 from .conftest import PROGRAM, Outcome, Runner
-from .given import Files, make_files
+from .given import Files
 from .test_run import two_ranks
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return make_files(tmp_path_factory.mktemp("given"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from qpack.checkpoint import write_checkpoint
-    from qpack.importing import import_file
-
-    path = tmp_path_factory.mktemp("imported") / "model.safetensors"
-    write_checkpoint(path, import_file(files.foreign), force=False)
-    return path
 
 
 @pytest.fixture

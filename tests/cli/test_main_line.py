@@ -9,22 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from .conftest import Runner
-from .given import Files, make_files
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return make_files(tmp_path_factory.mktemp("given"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from qpack.checkpoint import write_checkpoint
-    from qpack.importing import import_file
-
-    path = tmp_path_factory.mktemp("imported") / "model.safetensors"
-    write_checkpoint(path, import_file(files.foreign), force=False)
-    return path
+from .given import Files
 
 
 def test_import(qpack: Runner, files: Files, checkpoint: Path, tmp_path: Path) -> None:

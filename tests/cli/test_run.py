@@ -14,13 +14,8 @@ from pathlib import Path
 import pytest
 
 from .conftest import PROGRAM, Outcome, Runner, clean_environment
-from .given import Files, make_files
+from .given import Files
 from .test_import_cost import BLOCK
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return make_files(tmp_path_factory.mktemp("given"))
 
 
 @pytest.fixture

@@ -12,22 +12,7 @@ from qpack.cli.main import build
 from qpack.eval.studies.run import STUDIES
 
 from .conftest import Outcome, Runner
-from .given import Files, make_files
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return make_files(tmp_path_factory.mktemp("given"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from qpack.checkpoint import write_checkpoint
-    from qpack.importing import import_file
-
-    path = tmp_path_factory.mktemp("imported") / "model.safetensors"
-    write_checkpoint(path, import_file(files.foreign), force=False)
-    return path
+from .given import Files
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qpack.errors import ConfigError, DataError
-from qpack.eval import ngram, ngram_table
+from qpack.eval import blocks, ngram_table
 from qpack.eval.checks import CheckSettings, check
 from qpack.eval.network import Network
 from qpack.eval.ngram import NgramMixer, NgramSettings
@@ -98,7 +98,7 @@ def test_the_mixture_is_that_of_the_formulas(stream: list[int], concentration: f
 
 
 def test_blocks_of_any_length_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngram, "BLOCK_TOKENS", 7)
+    monkeypatch.setattr(blocks, "BLOCK_TOKENS", 7)
     monkeypatch.setattr(ngram_table, "FIRST_NODES", 16)
     tokens = np.random.default_rng(3).integers(6, size=101).astype(np.uint16)
     rows = random_rows(100, 6)
@@ -197,3 +197,12 @@ def test_a_million_tokens_a_minute(shared_data: Path) -> None:
         state.advance(rows, tokens[i : i + len(rows)])
     assert (1 << 17) / (time.process_time() - began) > 1e6 / 60
     assert state.num_bytes < 512 * len(tokens)
+
+
+@pytest.mark.parametrize(
+    "mixer", [NgramMixer(NgramSettings(), 6), TiltMixer(TiltSettings(), 6)], ids=["ngram", "tilt"]
+)
+@pytest.mark.parametrize("length", [5, 7])
+def test_a_row_of_another_vocabulary_is_refused(mixer: NgramMixer | TiltMixer, length: int) -> None:
+    with pytest.raises(DataError, match="rows of shape"):
+        mixer.start(0).mix(np.full(length, -np.log(length)))
