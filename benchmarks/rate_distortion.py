@@ -34,20 +34,18 @@ from qpack.environment import provenance
 from qpack.eval.remember import Remembering
 from qpack.inputs import Inputs, read_inputs
 from qpack.options import PackOptions
-from qpack.pipeline import calibrate, calibration_batches
+from qpack.pipeline import calibrate, calibration_batches, tuning_batches
 from qpack.proof import check_decoded, decode_elsewhere
-from qpack.quant.corrections import Offsets
 from qpack.quant.tune import Tuning, tune
 from qpack.recipe import Recipe, read_recipe
 from qpack.stages import RunLog
 from qpack.sweep import make_fitter, make_quantizer, num_weights, planned, score_contents
 from qpack.tensors import Contents
 from qpack.tokens import sha256_file
-from qpack.tuned import AGAIN
 
 SCHEMA = "qpack.bench-rate-distortion/1"
 RECORD, RECORD_K, RECORD_CODECS = "record", 12.85, ("brotli",)
-SETTINGS = ("calib_tokens", "val_tokens", "window", "tune")
+SETTINGS = ("calib_tokens", "val_tokens", "window", "tune", "tune_tokens")
 KEPT_LOGITS_BYTES = 4 << 30
 NEAR = 0.01
 """A file that matches the recipe's KL has at most it, and at least this much less."""
@@ -109,6 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=1_024)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--tune", type=int, default=120, metavar="STEPS")
+    parser.add_argument("--tune-tokens", type=int, default=262_144)
     parser.add_argument("--rows", nargs="+", metavar="NAME", choices=sorted(ROWS))
     parser.add_argument("--work", type=Path, required=True, help="folder for what is used again")
     parser.add_argument("--device", default="auto")
@@ -135,12 +134,15 @@ class Bench:
             stats=saved if saved.exists() else None,
             save_stats=None if saved.exists() else saved,
             device=options.device,
+            tune=options.tune,
+            tune_tokens=options.tune_tokens,
         )
         self.inputs = read_inputs(self.pack)
         self.document = self._document()
         seconds: dict[str, Any] = {}
         with clocked(seconds, "calibrate"):
             self.batches, self.held_out = calibration_batches(self.inputs, self.pack, RunLog())
+            self.tuning_batches = tuning_batches(self.inputs, self.batches, self.pack)
             self.statistics = calibrate(self.inputs, self.batches, self.pack, RunLog())
         if self.pack.stats is None:
             self.document["seconds"] = seconds
@@ -188,9 +190,7 @@ class Bench:
             "model": self.inputs.checkpoint.name,
             "weights": num_weights(self.inputs),
             "record": {"k": RECORD_K, "codecs": list(RECORD_CODECS)},
-            "settings": {
-                k: getattr(o, k) for k in ("calib_tokens", "val_tokens", "window", "tune")
-            },
+            "settings": {key: getattr(o, key) for key in SETTINGS},
             "inputs": {path.name: sha256_file(path) for path in files},
             **provenance(self.inputs.device),
         }
@@ -209,7 +209,6 @@ class Work:
     def __init__(self, bench: Bench, inputs: Inputs, *, tune_steps: int) -> None:
         self.bench, self.inputs, self.tune_steps = bench, inputs, tune_steps
         self.seconds: dict[str, Any] = {}
-        self.learned: Offsets = {}
         with clocked(self.seconds, "prepare"):
             self.quantizer = make_quantizer(inputs, bench.statistics, RunLog())
         self.fitter = make_fitter(inputs, self.quantizer, RunLog())
@@ -251,22 +250,17 @@ class Work:
         return min(good, key=lambda row: int(row["bytes"]))
 
     def tuned(self, contents: Contents) -> tuple[Contents, dict[str, Any] | None]:
-        """Contents after tuning, and what it did, where the row asks for it.
-
-        As packing does it: a tuning after the first is short, and starts from what was learned.
-        """
+        """Contents after tuning, and what it did, where the row asks for it."""
         if not self.tune_steps:
             return contents, None
-        steps = max(1, self.tune_steps // AGAIN) if self.learned else self.tune_steps
         tuning = Tuning(
             model=self.inputs.model,
-            batches=self.bench.batches,
+            batches=self.bench.tuning_batches,
             held_out=self.bench.held_out,
-            steps=steps,
+            steps=self.tune_steps,
         )
         with clocked(self.seconds, "tune"):
-            done = tune(contents, tuning, start=self.learned)
-        self.learned = done.offsets
+            done = tune(contents, tuning)
         return done.contents, {
             "steps": done.steps,
             "held_out_kl_before": done.before,

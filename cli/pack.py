@@ -103,6 +103,12 @@ def pack(  # noqa: PLR0913  one parameter an option
             rich_help_panel=QUANTIZE,
         ),
     ] = 0,
+    tune_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Calibration tokens to tune on, or all.", rich_help_panel=QUANTIZE
+        ),
+    ] = 262_144,
     codecs: Annotated[
         str | None,
         typer.Option(
@@ -160,6 +166,7 @@ def pack(  # noqa: PLR0913  one parameter an option
         calib_tokens=calib_tokens,
         sens_tokens=sens_tokens,
         tune=tune,
+        tune_tokens=tune_tokens,
         val=val,
         val_tokens=val_tokens,
         window=window,

@@ -57,6 +57,8 @@ class Inputs:
     """given ready-made"""
     calibration: NDArray[np.uint16] | None
     """None: the model writes its own text, or statistics are given without a shard"""
+    tuning: NDArray[np.uint16]
+    """tokens after `calibration` that tuning uses as well; none where it is not asked for"""
     validation: NDArray[np.uint16]
     """targets + 1 tokens"""
     codecs: tuple[Codec, ...]
@@ -91,7 +93,7 @@ def read_inputs(options: PackOptions) -> Inputs:
     statistics = None
     if options.stats is not None:
         statistics = load_statistics(options.stats, fingerprint=digest, device=device)
-    calibration, validation, first = _tokens(options, tokenizer, statistics)
+    tokens = _tokens(options, tokenizer, statistics)
     files, code_rows = pack_code(options.code)
     if options.embed_tokenizer:
         name = options.tokenizer.name
@@ -105,15 +107,16 @@ def read_inputs(options: PackOptions) -> Inputs:
         plan=plan,
         tokenizer=tokenizer,
         statistics=statistics,
-        calibration=calibration,
-        validation=validation,
+        calibration=tokens.calibration,
+        tuning=tokens.tuning,
+        validation=tokens.validation,
         codecs=codecs,
         form=form,
         files=files,
         code_rows=tuple(code_rows),
         device=device,
         device_reason=reason,
-        sources=_sources(options, digest, tokenizer, statistics, first),
+        sources=_sources(options, digest, tokenizer, statistics, tokens.first),
     )
 
 
@@ -126,6 +129,7 @@ def check_options(options: PackOptions) -> None:
             ("calib-tokens", options.calib_tokens, 1),
             ("sens-tokens", options.sens_tokens, 1),
             ("tune", options.tune, 0),
+            ("tune-tokens", options.tune_tokens, 1),
             ("val-tokens", options.val_tokens, 1),
             ("window", options.window, 1),
         )
@@ -176,10 +180,17 @@ def report_paths(report: Path | None) -> tuple[Path, ...]:
     return () if report is None else (report, report.with_suffix(".md"))
 
 
-def _tokens(
-    options: PackOptions, tokenizer: Tokenizer, statistics: Statistics | None
-) -> tuple[NDArray[np.uint16] | None, NDArray[np.uint16], int]:
-    """(calibration tokens, held-out tokens, index of the first held-out one in its shard).
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tokens:
+    calibration: NDArray[np.uint16] | None
+    tuning: NDArray[np.uint16]
+    validation: NDArray[np.uint16]
+    first: int
+    """index of the first validation token in its shard"""
+
+
+def _tokens(options: PackOptions, tokenizer: Tokenizer, statistics: Statistics | None) -> _Tokens:
+    """The parts of the shards that are used, for one thing each.
 
     Disjoint even when they come from one shard, also when that was calibrated on earlier.
     """
@@ -189,6 +200,9 @@ def _tokens(
         check_vocab(shard, tokenizer.vocab_size, options.calib)
         _check_length(shard, options)
     calibration = None if shard is None else shard[: options.calib_tokens]
+    tuning = np.empty(0, np.uint16)
+    if shard is not None and options.tune:
+        tuning = shard[options.calib_tokens : options.tune_tokens]
     source = options.val if options.val is not None else options.calib
     if source is None:
         raise DataError(
@@ -203,14 +217,20 @@ def _tokens(
             first = int(statistics.source.get("tokens", 0))
     elif options.calib is not None and _same_file(source, options.calib):
         first = options.calib_tokens
-    held_out = tokens[first:]
     needed = options.val_tokens + 1
+    if options.calib is not None and _same_file(source, options.calib):
+        spare = len(tokens) - needed - options.calib_tokens
+        tuning = tuning[: max(0, spare)]
+        first = max(first, options.calib_tokens + len(tuning))
+    held_out = tokens[first:]
     if len(held_out) < needed:
         raise DataError(
             f"{source}: {len(held_out):,} tokens left to score, {needed:,} needed",
             hint="lower --val-tokens, or give another shard with --val",
         )
-    return calibration, held_out[:needed], first
+    return _Tokens(
+        calibration=calibration, tuning=tuning, validation=held_out[:needed], first=first
+    )
 
 
 def _check_description(checkpoint: Checkpoint, files: Sequence[EmbeddedFile]) -> None:

@@ -26,7 +26,9 @@ class PackOptions:
     sens_tokens: int = 16_384
     """the first so many of them also get a backward pass, for output sensitivities"""
     tune: int = 0
-    """steps of tuning after the budget search, on the same tokens; 0: none"""
+    """steps of tuning after the budget search; 0: none"""
+    tune_tokens: int = 262_144
+    """the first so many tokens of the calibration shard are tuned on, or as many as there are"""
     val: Path | None = None
     """None: the tokens of the calibration shard after the calibrated ones"""
     val_tokens: int = 32_768

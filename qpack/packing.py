@@ -35,6 +35,8 @@ class PackSection(Section):
     tune: Annotated[int, Field(ge=0)] = 0
     """Steps of tuning: row and column steps and small tensors are trained after the budget search,
     the integers stay."""
+    tune_tokens: Annotated[int, Field(ge=1)] = 262_144
+    """Tuning goes through the first so many tokens of the calibration shard, or all."""
     val_tokens: Annotated[int, Field(ge=1)] = 131_072
     """Targets scored for the report; all, if there are fewer."""
     window: Annotated[int, Field(ge=1)] | None = None

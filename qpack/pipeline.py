@@ -63,7 +63,7 @@ def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
             uncalibrated_fitter(inputs, log).check_floor(options.budget_bytes)
         with log.measured("calibrate"):
             batches, held_out = calibration_batches(inputs, options, log)
-            tuning = _tuning(inputs, batches, held_out, options)
+            tuning = _tuning(inputs, tuning_batches(inputs, batches, options), held_out, options)
             statistics = calibrate(inputs, batches, options, log)
         if distributed.rank() != 0:
             return {}
@@ -180,6 +180,11 @@ def calibration_batches(
         )
         batches = list(torch.split(rows, batch_rows(options.window)))
     return split_held_out(batches, options.window)
+
+
+def tuning_batches(inputs: Inputs, batches: Sequence[Tensor], options: PackOptions) -> list[Tensor]:
+    """Batches to tune on: those of calibration, and more of their shard."""
+    return [*batches, *token_batches(inputs.tuning, options.window)]
 
 
 def calibrate(

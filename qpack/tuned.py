@@ -2,7 +2,8 @@
 
 Codes of steps that were trained repeat less, and float tensors use all of their digits: the file
 grows by some thousandths. Where it no longer fits, the search fits the integers to so much less,
-and what was learned is where a short second tuning starts.
+and these are tuned anew: what tuning learns makes up for one rounding, and is worse than nothing
+for another.
 """
 
 from __future__ import annotations
@@ -18,13 +19,9 @@ from qpack.codec.base import Codec
 from qpack.errors import BudgetError
 from qpack.fit import Fitted, Fitter
 from qpack.progress import Progress
-from qpack.quant.corrections import Offsets
 from qpack.quant.tune import Tuned, Tuning, tune
 
 ROUNDS = 4
-AGAIN = 4
-"""A tuning that starts from an earlier one takes this part of its steps."""
-
 MARGIN = 1.05
 """Room made for what the tuned file is too large by."""
 
@@ -65,12 +62,10 @@ def fit_tuned(
 
     Never larger than `budget_bytes`. Raises what `tune` raises.
     """
-    current, room, offsets, steps = fitted, budget_bytes, Offsets(), tuning.steps
+    current, room = fitted, budget_bytes
     before = math.nan
     for _ in range(ROUNDS):
-        tuned = tune(
-            current.contents, replace(tuning, steps=steps), start=offsets, progress=progress
-        )
+        tuned = tune(current.contents, tuning, progress=progress)
         before = tuned.before if current is fitted else before
         if not tuned.after < before:
             break
@@ -89,7 +84,6 @@ def fit_tuned(
             current = fitter.fit(room)
         except BudgetError:
             break
-        offsets, steps = tuned.offsets, max(1, tuning.steps // AGAIN)
     reason = "no tuned file within the budget was better on held-out tokens"
     progress.note(f"tuning was not kept: {reason}")
     return fitted, _record(tuning, tuned, before, before, reason)

@@ -15,11 +15,9 @@ so that all ranks hold the same statistics.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -35,14 +33,9 @@ from qpack.quant.fisher import (
     means,
     wanting_input_gradients,
 )
+from qpack.quant.grams import Grams
 from qpack.quant.statistics import Statistics
 from qpack.quant.tap import WeightTap
-
-_RECENT_INPUTS = 4
-"""Inputs remembered within a forward pass: q, k and v follow one another closely."""
-
-_SYMMETRIC_BLOCK = 384
-"""H of wider inputs is accumulated by blocks of its upper triangle: up to 40 % fewer products."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +86,9 @@ def collect(
     tap = GradientTap(dict(model.named_parameters()))
     with _evaluating(model):
         gathered = _gather(model, batches, sensing, tap, device=device, progress=progress)
-    sums, counts = gathered.sums, gathered.counts
-    _all_reduce(sums, counts, model, device)
+    grams = gathered.grams
+    _all_reduce(grams, model, device)
+    sums, counts = grams.sums, {name: round(count) for name, count in grams.counts.items()}
     _check_finite(sums)
     sensitivities = means(tap, gathered.places, device=device)
     members = _share(sums, counts)
@@ -107,54 +101,12 @@ def collect(
         members=members,
         fingerprint=fingerprint,
         source=dict(source or {}),
+        weighted=_mean_weighted(grams, members, model),
         sensitivities=sensitivities.gradients,
         frequencies=sensitivities.lookups,
         table_sensitivities=sensitivities.looked_up,
         sensitivity_tokens=sensitivities.places,
     )
-
-
-class _Recent(NamedTuple):
-    """An input seen a moment ago. Holding it keeps its address from being used again."""
-
-    x: Tensor
-    version: int
-    gram: Tensor
-    num_inputs: int
-
-    def is_same(self, x: Tensor) -> bool:
-        """Whether `x` is this tensor, not changed since."""
-        return (
-            x.data_ptr() == self.x.data_ptr()
-            and x.shape == self.x.shape
-            and x.stride() == self.x.stride()
-            and x._version == self.version
-        )
-
-
-class _Sums:
-    """H (its upper triangle) and the number of input vectors of every weight, as uses come in."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.places = 0
-        self._recent: deque[_Recent] = deque(maxlen=_RECENT_INPUTS)
-
-    def observe(self, name: str, x: Tensor, rows: Callable[[], Tensor]) -> None:
-        """Add one use of weight `name` with input `x`, as a `tap.Observer`."""
-        found = next((known for known in self._recent if known.is_same(x)), None)
-        if found is None:
-            inputs = rows().float()
-            gram = torch.zeros((inputs.shape[1], inputs.shape[1]), device=inputs.device)
-            add_outer(gram, inputs)
-            found = _Recent(x, x._version, gram, inputs.shape[0])
-            self._recent.append(found)
-        if name not in self.sums:
-            self.sums[name] = torch.zeros_like(found.gram)
-            self.counts[name] = 0
-        self.sums[name] += found.gram
-        self.counts[name] += found.num_inputs
 
 
 @contextmanager
@@ -172,6 +124,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Gathered:
+    """What this rank's batches gave."""
+
+    grams: Grams
+    places: int
+
+
 def _gather(
     model: nn.Module,
     batches: Sequence[Tensor],
@@ -180,30 +140,28 @@ def _gather(
     *,
     device: torch.device | str,
     progress: Progress,
-) -> _Sums:
-    """Run this rank's batches; those with a backward pass feed H as well."""
-    gathered = _Sums()
+) -> _Gathered:
+    """Run this rank's batches: a pass with gradients where one is asked for, and one for H."""
+    grams, places = Grams(), 0
     mine = range(rank(), len(batches), world_size())
-    # A backward pass takes about twice as long as the forward one.
+    # A pass with gradients takes about as long as three without.
     work = {
-        i: batches[i].numel() * (3 if sensing is not None and sensing.covers(i) else 1)
+        i: batches[i].numel() * (4 if sensing is not None and sensing.covers(i) else 1)
         for i in mine
     }
-    with (
-        progress.stage("calibrate", total=sum(work.values()), unit="tokens") as task,
-        WeightTap(dict(model.named_parameters()), gathered.observe),
-    ):
+    with progress.stage("calibrate", total=sum(work.values()), unit="tokens") as task:
         for i in mine:
             batch = batches[i].to(device)
+            grams.expect({})
             if sensing is not None and sensing.covers(i):
-                gathered.places += _sense(model, batch, i, sensing, tap)
-            else:
-                with torch.no_grad():
-                    model(batch)
+                tap.forget()
+                places += _sense(model, batch, i, sensing, tap)
+                grams.expect(tap.shares)
+            with torch.no_grad(), WeightTap(dict(model.named_parameters()), grams.observe):
+                model(batch)
             task.advance(work[i])
-    for H in gathered.sums.values():
-        _mirror(H)
-    return gathered
+    grams.finish()
+    return _Gathered(grams=grams, places=places)
 
 
 def _sense(model: nn.Module, batch: Tensor, index: int, sensing: Sensing, tap: GradientTap) -> int:
@@ -229,42 +187,48 @@ def _share(sums: dict[str, Tensor], counts: dict[str, int]) -> dict[str, str]:
     return members
 
 
-def add_outer(H: Tensor, rows: Tensor) -> None:
-    """`H += rows^T rows`, upper blocks only for wide inputs (the lower ones are mirrored later)."""
-    cols = H.shape[0]
-    if cols <= 2 * _SYMMETRIC_BLOCK:
-        H.addmm_(rows.T, rows)
-        return
-    for start in range(0, cols, _SYMMETRIC_BLOCK):
-        stop = min(start + _SYMMETRIC_BLOCK, cols)
-        H[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+def _mean_weighted(grams: Grams, members: dict[str, str], model: nn.Module) -> dict[str, Tensor]:
+    """Leader -> weighted H of its group as a mean over the group's rows and inputs; without those
+    groups of which a weight has none."""
+    rows = {name: p.shape[0] for name, p in model.named_parameters() if name in members}
+    groups: dict[str, list[str]] = {}
+    for name, leader in members.items():
+        groups.setdefault(leader, []).append(name)
+    return {
+        leader: sum(
+            (grams.weighted[name] * (rows[name] / grams.weights[name]) for name in names),
+            torch.zeros_like(grams.weighted[names[0]]),
+        )
+        / sum(rows[name] for name in names)
+        for leader, names in groups.items()
+        if all(name in grams.weighted for name in names)
+    }
 
 
-def _mirror(H: Tensor) -> None:
-    """Make H exactly symmetric from its upper triangle."""
-    upper = H.triu()
-    H.copy_(upper + upper.triu(1).T)
-
-
-def _all_reduce(
-    sums: dict[str, Tensor],
-    counts: dict[str, int],
-    model: nn.Module,
-    device: torch.device | str,
-) -> None:
+def _all_reduce(grams: Grams, model: nn.Module, device: torch.device | str) -> None:
     """Sum over ranks. A rank whose batches never reached a weight contributes zeros."""
     if world_size() == 1:
         return
     parameters = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.numel()}
-    seen = torch.tensor([counts.get(name, 0) for name in parameters], device=device)
+    _sum_matrices(grams.sums, grams.counts, parameters, device)
+    _sum_matrices(grams.weighted, grams.weights, parameters, device)
+
+
+def _sum_matrices(
+    sums: dict[str, Tensor],
+    amounts: dict[str, float],
+    parameters: dict[str, nn.Parameter],
+    device: torch.device | str,
+) -> None:
+    """Sum matrices (cols, cols) and their amounts over ranks, in one order."""
+    there = [float(amounts.get(name, 0)) for name in parameters]
+    seen = torch.tensor(there, dtype=torch.float64, device=device)
     dist.all_reduce(seen)
-    for (name, parameter), count in zip(parameters.items(), seen.tolist(), strict=True):
-        if count == 0:
-            continue
-        cols = parameter[0].numel()
-        H = sums.setdefault(name, torch.zeros((cols, cols), device=device))
-        dist.all_reduce(H)
-        counts[name] = count
+    for (name, parameter), amount in zip(parameters.items(), seen.tolist(), strict=True):
+        if amount > 0:
+            cols = parameter[0].numel()
+            dist.all_reduce(sums.setdefault(name, torch.zeros((cols, cols), device=device)))
+            amounts[name] = amount
 
 
 def _check_finite(sums: dict[str, Tensor]) -> None:

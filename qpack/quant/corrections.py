@@ -4,7 +4,7 @@
 
 Row steps, column steps and float tensors each have offsets u, v, w that start at zero; integers
 stay. Column steps that several tensors share (q, k and v have one input) are one vector here too,
-so that the codes still repeat in the file. What is trained are moves m, `u = start + scale * m`:
+so that the codes still repeat in the file. What is trained are moves m, `u = scale * m`:
 with scales of one over the root of the loss's curvature, all moves matter alike.
 
 The gradients of steps need no gradient of W: with y = W x for each token, `dL/d(row) = ln2 sum_t
@@ -55,13 +55,13 @@ class _Grid:
 class Corrections:
     """The offsets of `contents`, and the weights that they make."""
 
-    def __init__(self, contents: Contents, model: nn.Module, start: Offsets | None = None) -> None:
-        """Offsets begin at those of `start` that are there, else at zero, on the model's device."""
+    def __init__(self, contents: Contents, model: nn.Module) -> None:
+        """Offsets begin at zero, on the model's device."""
         self._contents = contents
         state = model.state_dict(keep_vars=True)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._likes = {t.name: state[t.name] for t in contents.tensors}
-        self._start: Offsets = {}
+        self.moves: dict[str, Tensor] = {}
         self._grids: dict[str, _Grid] = {}
         self._floats: dict[str, Tensor] = {}
         self._fixed: dict[str, Tensor] = {}
@@ -76,9 +76,7 @@ class Corrections:
                 self._add(f"values {tensor.name}", value)
             else:
                 self._fixed[tensor.name] = to_torch(tensor).to(like)
-        self._start |= {key: u for key, u in (start or {}).items() if key in self._start}
-        self.scales = {key: torch.ones_like(u) for key, u in self._start.items()}
-        self.moves = {k: torch.zeros_like(u).requires_grad_() for k, u in self._start.items()}
+        self.scales = {key: torch.ones_like(move) for key, move in self.moves.items()}
 
     def reset(self) -> None:
         """Back to where it started."""
@@ -93,7 +91,7 @@ class Corrections:
 
     def offsets(self) -> Offsets:
         """Where all offsets are now."""
-        return {key: self._start[key] + self.scales[key] * m for key, m in self.moves.items()}
+        return {key: self.scales[key] * move for key, move in self.moves.items()}
 
     def weights(self) -> tuple[dict[str, Tensor], Products]:
         """Every tensor of the model by name, and the mode in which to run it."""
@@ -135,12 +133,12 @@ class Corrections:
             else _logs(stored.col_codes, stored.octave).to(device),
         )
         self._add(grid.rows, grid.row_logs)
-        if grid.cols is not None and grid.cols not in self._start and grid.col_logs is not None:
+        if grid.cols is not None and grid.cols not in self.moves and grid.col_logs is not None:
             self._add(grid.cols, grid.col_logs)
         return grid
 
     def _add(self, key: str, like: Tensor) -> None:
-        self._start[key] = torch.zeros_like(like)
+        self.moves[key] = torch.zeros_like(like).requires_grad_()
 
     def _rounded(self, tensor: StoredTensor, offsets: Offsets) -> StoredTensor:
         name = tensor.name

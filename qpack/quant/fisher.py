@@ -35,6 +35,9 @@ aten = torch.ops.aten
 _INDEX_PUTS = (aten.index_put, aten.index_put_, aten._index_put_impl_)
 """Backward passes of `table[indices]`."""
 
+FLOOR = 0.01
+"""Least worth of a row, of its tensor's mean. Its step is then ten times the mean one."""
+
 _BLOCK_ELEMENTS = 1 << 24
 """Outputs whose gradient is made at a time: 64 MiB of float32."""
 
@@ -45,6 +48,9 @@ class GradientTap(Watch):
     `gradients`: weight -> (rows,) float64, sums of squares over all uses. `lookups`: table ->
     (rows,) float64, how often each row was looked up. `looked_up`: table -> (cols,) float64, sums
     of squares over lookups.
+
+    `shares` is of the backward passes since `forget`: weight -> for each of its uses, the last one
+    first, (inputs,) float32: what part of the squared gradients each input has, over their mean.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -56,6 +62,8 @@ class GradientTap(Watch):
         self.gradients: dict[str, Tensor] = {}
         self.lookups: dict[str, Tensor] = {}
         self.looked_up: dict[str, Tensor] = {}
+        self.shares: dict[str, list[Tensor]] = {}
+        self._scales: dict[str, Tensor] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -69,8 +77,9 @@ class GradientTap(Watch):
         return func(*args, **(kwargs or {}))
 
     def forget(self) -> None:
-        """Drop the indices of the last forward pass."""
+        """Drop what is of the last batch alone."""
         self._tables.clear()
+        self.shares, self._scales = {}, {}
 
     def _watch_forward(self, packet: Any, args: tuple[Any, ...]) -> None:
         """Remember which indices look up which table; they are held so their address stays."""
@@ -104,14 +113,23 @@ class GradientTap(Watch):
             return
         name, parameter = found
         if operand.shape == parameter.shape and operand.stride() == parameter.stride():
-            self._add(self.gradients, name, gradient.reshape(-1, gradient.shape[-1]))
+            self._used(name, gradient.reshape(-1, gradient.shape[-1]))
 
     def _convolution(self, args: tuple[Any, ...]) -> None:
         gradient, weight, is_transposed, groups = args[0], args[2], args[7], args[9]
         found = self._names.get(weight.data_ptr())
         if found is not None and not is_transposed and groups == 1:
             rows = gradient.flatten(2).movedim(1, 2).reshape(-1, gradient.shape[1])
-            self._add(self.gradients, found[0], rows)
+            self._used(found[0], rows)
+
+    def _used(self, name: str, rows: Tensor) -> None:
+        """Gradients (inputs, rows) at the outputs of one use of a weight."""
+        self._add(self.gradients, name, rows)
+        squares = rows.float().square()
+        if name not in self._scales:
+            self._scales[name] = row_scales(squares)
+            self.shares[name] = []
+        self.shares[name].append((squares / self._scales[name]).mean(dim=1))
 
     def _lookup(self, indices: Tensor, gradient: Tensor) -> None:
         found = self._tables.get(indices.data_ptr())
@@ -129,6 +147,15 @@ class GradientTap(Watch):
     def _add(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
         squares = rows.square().sum(dim=0).double()
         sums[name] = squares if name not in sums else sums[name] + squares
+
+
+def row_scales(squares: Tensor) -> Tensor:
+    """(rows,) means of squared gradients (inputs, rows), each at least `FLOOR` of their mean; ones
+    where all are zero. Squares over these count all rows alike, as errors do under a rule that
+    makes a row finer as its gradients grow."""
+    g = squares.mean(dim=0)
+    g = g.clamp_min(FLOOR * float(g.mean()))
+    return g if bool((g > 0).all()) else torch.ones_like(g)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -226,7 +253,6 @@ def backward(
         torch.autograd.backward(y, gradient)
     finally:
         tap.backward = False
-        tap.forget()
     return y.numel() // y.shape[-1]
 
 

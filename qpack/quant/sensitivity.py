@@ -3,10 +3,12 @@
 The loss rises by about `1/2 g_r e H e^T` a token for an error e in row r of a weight that inputs of
 second moment H (a mean) are multiplied by, g_r being the mean squared gradient of output r: H and G
 are the two factors of K-FAC (Martens and Grosse 2015, arXiv:1503.05671), diagonal on the output
-side. A row v of a table that is looked up with frequency f_v costs `1/2 f_v e diag(g_in) e^T`, with
-g_in the mean squared gradient of what was looked up. A tied table pays both. For one solver it is
-given the form `g_v e H' e^T` whose shape H' is the mean over rows of the sum and whose weight g_v
-keeps each row's trace:
+side. The more tokens have gradients, the more H is that of inputs by what they matter
+(`qpack.quant.grams`), which is nearer to the joint moment than a mean over all inputs. A row v of a
+table that is looked up with frequency f_v costs `1/2 f_v e diag(g_in) e^T`, with g_in the mean
+squared gradient of what was looked up. A tied table pays both. For one solver it is given the form
+`g_v e H' e^T` whose shape H' is the mean over rows of the sum and whose weight g_v keeps each row's
+trace:
 
     H' = mean(g) H + mean(f) diag(g_in)        g'_v = (g_v tr H + f_v tr diag(g_in)) / tr H'
 
@@ -21,11 +23,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qpack.quant.fisher import FLOOR
 from qpack.quant.grid import precise
 from qpack.quant.statistics import Statistics
 
-FLOOR = 0.01
-"""Least worth of a row, of its tensor's mean. Its step is then ten times the mean one."""
+PRIOR_TOKENS = 20_000
+"""Tokens with gradients at which an H by what inputs matter counts as much as H over all inputs: it
+is noisy, as some tokens weigh a hundred times what others do. On golf27m, from 65,536 tokens, it
+gave 3 % less KL alone and 5 % with a quarter of the other; from 16,384, 1.4 % less with two fifths
+of the other, and 1.6 % more with one fifth."""
 
 PRIOR_LOOKUPS = 0.5
 """Lookups that every row of a table is given beside those seen (Krichevsky and Trofimov 1981)."""
@@ -47,7 +53,7 @@ class Form:
 
 def form_of(name: str, statistics: Statistics) -> Form | None:
     """The form of tensor `name`; None where calibration never saw it used."""
-    H = mean_hessian(name, statistics)
+    H = _blended_hessian(name, statistics)
     g = statistics.sensitivities.get(name)
     f, g_in = statistics.frequencies.get(name), statistics.table_sensitivities.get(name)
     lookup = None
@@ -66,6 +72,19 @@ def mean_hessian(name: str, statistics: Statistics) -> Tensor | None:
     """H of `name` as a mean over its inputs, or None."""
     H = statistics.hessian(name)
     return None if H is None else H / max(1, statistics.counts[statistics.members[name]])
+
+
+def _blended_hessian(name: str, statistics: Statistics) -> Tensor | None:
+    """H by what inputs matter, where it is known, and a part of H over all of them.
+
+    The fewer the tokens with gradients, the larger that part.
+    """
+    H = mean_hessian(name, statistics)
+    weighted = statistics.weighted.get(statistics.members.get(name, ""))
+    if H is None or weighted is None:
+        return H
+    tokens = statistics.sensitivity_tokens
+    return torch.lerp(H, weighted, tokens / (tokens + PRIOR_TOKENS))
 
 
 def tied_form(H: Tensor, g: Tensor, f: Tensor, g_in: Tensor) -> Form:

@@ -22,10 +22,13 @@ from torch import Tensor
 from qpack.artifact.writer import write_atomic
 from qpack.errors import CalibrationError
 
-SCHEMA = "qpack.statistics/2"
+SCHEMA = "qpack.statistics/3"
+
+_MATRICES = ("hessians", "weighted")
+"""Fields that are a symmetric matrix a group; stored as FIELD/LEADER."""
 
 _VECTORS = ("sensitivities", "frequencies", "table_sensitivities")
-"""Fields that are a vector a tensor; stored as FIELD/NAME beside hessians/LEADER."""
+"""Fields that are a vector a tensor; stored as FIELD/NAME."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -42,6 +45,9 @@ class Statistics:
     """SHA-256 of the checkpoint's tensors"""
     source: dict[str, str]
     """what was calibrated on: name, SHA-256, tokens"""
+    weighted: dict[str, Tensor] = field(default_factory=dict)
+    """leader -> (cols, cols) float32: mean of w x x^T over the inputs that have gradients, w being
+    the input's share of them (mean 1), and over the group's rows"""
     sensitivities: dict[str, Tensor] = field(default_factory=dict)
     """weight -> (rows,) float32: mean over tokens of the squared gradient of each output, summed
     over the uses of the weight"""
@@ -61,10 +67,11 @@ class Statistics:
 def save_statistics(path: Path, statistics: Statistics, *, force: bool = False) -> None:
     """Write `statistics` atomically. Raises `OutputExistsError`, `ResourceError`."""
     tensors = {}
-    for leader, H in statistics.hessians.items():
-        cols = H.shape[0]
-        rows, columns = torch.triu_indices(cols, cols, device=H.device)
-        tensors[f"hessians/{leader}"] = H[rows, columns].cpu().contiguous()
+    for kind in _MATRICES:
+        for leader, H in getattr(statistics, kind).items():
+            cols = H.shape[0]
+            rows, columns = torch.triu_indices(cols, cols, device=H.device)
+            tensors[f"{kind}/{leader}"] = H[rows, columns].cpu().contiguous()
     for kind in _VECTORS:
         for name, values in getattr(statistics, kind).items():
             tensors[f"{kind}/{name}"] = values.cpu().contiguous()
@@ -99,12 +106,13 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
             f"{path.name}: not a statistics file of this version",
             hint="write the file again with --save-stats",
         )
-    kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("hessians", *_VECTORS)}
+    kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_MATRICES, *_VECTORS)}
     for key, tensor in stored.items():
         kind, _, name = key.partition("/")
         kinds.setdefault(kind, {})[name] = tensor
-    packed = kinds.pop("hessians")
+    packed, weighted = (kinds.pop(kind) for kind in _MATRICES)
     problems = _description_problems(description, packed) + _vector_problems(description, kinds)
+    problems += _weighted_problems(weighted, packed)
     if problems:
         raise CalibrationError(
             f"{path.name}: damaged statistics",
@@ -126,6 +134,7 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
         members=description["members"],
         fingerprint=fingerprint,
         source=description["source"],
+        weighted={name: _unpack(triangle).to(device) for name, triangle in weighted.items()},
         sensitivity_tokens=description["sensitivity_tokens"],
         **{
             kind: {name: values.to(device) for name, values in kinds[kind].items()}
@@ -163,16 +172,31 @@ def _description_problems(description: dict[str, Any], packed: Mapping[str, Tens
     leaders = {leader for leader in members.values() if isinstance(leader, str)}
     problems = [f"{name}: no Hessian" for name in leaders | counts.keys() if name not in packed]
     for name, triangle in packed.items():
-        cols = _side(triangle)
-        if triangle.ndim != 1 or triangle.dtype != torch.float32:
-            problems.append(f"{name}: not a float32 triangle")
-        elif cols * (cols + 1) // 2 != triangle.numel():
-            problems.append(f"{name}: {triangle.numel():,} values are no triangle")
-        elif not bool(torch.isfinite(triangle).all()):
-            problems.append(f"{name}: values that are not finite")
+        problems += _triangle_problems(name, triangle)
         if type(counts.get(name)) is not int or counts[name] < 1:
             problems.append(f"{name}: no count of inputs")
     return sorted(problems)
+
+
+def _weighted_problems(weighted: dict[str, Tensor], packed: dict[str, Tensor]) -> list[str]:
+    """What is wrong with the weighted matrices, a line each."""
+    problems = []
+    for name, triangle in weighted.items():
+        problems += _triangle_problems(f"weighted {name}", triangle)
+        if name not in packed or packed[name].numel() != triangle.numel():
+            problems.append(f"weighted {name}: no Hessian of its size")
+    return sorted(problems)
+
+
+def _triangle_problems(name: str, triangle: Tensor) -> list[str]:
+    cols = _side(triangle)
+    if triangle.ndim != 1 or triangle.dtype != torch.float32:
+        return [f"{name}: not a float32 triangle"]
+    if cols * (cols + 1) // 2 != triangle.numel():
+        return [f"{name}: {triangle.numel():,} values are no triangle"]
+    if not bool(torch.isfinite(triangle).all()):
+        return [f"{name}: values that are not finite"]
+    return []
 
 
 def _side(triangle: Tensor) -> int:

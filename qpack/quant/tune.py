@@ -29,7 +29,7 @@ from qpack.errors import CalibrationError, ConfigError
 from qpack.eval.modes import evaluating
 from qpack.eval.remember import Remembering, first_output
 from qpack.progress import SILENT, Progress, Task
-from qpack.quant.corrections import Corrections, Offsets
+from qpack.quant.corrections import Corrections
 from qpack.quant.divergence import LIKELIHOODS, divergence, sampled_slope, slope
 from qpack.tensors import Contents
 from qpack.torch_tensors import to_torch
@@ -80,8 +80,6 @@ class Tuned:
     """The better contents of the two, and how much better."""
 
     contents: Contents
-    offsets: Offsets
-    """of the best state, to start from where the same weights are quantized again"""
     steps: int
     """of the best state; 0: tuning did not pay, and the contents are those given"""
     before: float
@@ -96,25 +94,22 @@ def tune(
     contents: Contents,
     tuning: Tuning,
     *,
-    start: Offsets | None = None,
     progress: Progress = SILENT,
 ) -> Tuned:
     """Train steps and float tensors of `contents` towards `tuning.model`.
 
-    `start` are offsets of an earlier tuning. The model is left as it was.
+    The model is left as it was.
     Raises `ConfigError` for impossible settings, `CalibrationError` without batches.
     """
     check_tuning(tuning)
     reference = Remembering(tuning.model)
-    corrections = Corrections(contents, tuning.model, start)
+    corrections = Corrections(contents, tuning.model)
     search = _Search(contents, corrections, tuning, reference)
     with (
         evaluating(tuning.model),
         progress.stage("tune", total=tuning.steps, unit="steps") as task,
     ):
         search.measure(0, contents)
-        if start:
-            search.measure(0, corrections.rounded())
         _measure_scales(corrections, tuning)
         for rate in RATES:
             if _descend(corrections, search, rate, task):
@@ -146,7 +141,6 @@ class _Search:
     tuning: Tuning
     reference: Remembering
     contents: Contents = field(init=False)
-    offsets: Offsets = field(init=False, default_factory=dict)
     steps: int = field(init=False, default=0)
     best: float = field(init=False, default=math.inf)
     measured: list[tuple[int, float]] = field(init=False, default_factory=list)
@@ -163,15 +157,12 @@ class _Search:
         better = not self.measured[1:] or value < self.best  # NaN is never better
         if better:
             self.contents, self.steps, self.best = contents, steps, value
-            now = self.corrections.offsets()
-            self.offsets = {key: offset.detach() for key, offset in now.items()}
         return better
 
     def result(self) -> Tuned:
         """What the search came to."""
         return Tuned(
             contents=self.contents,
-            offsets=self.offsets,
             steps=self.steps,
             before=self.measured[0][1],
             after=self.best,

@@ -108,6 +108,7 @@ def pack_options(
         calib_tokens=calib_tokens,
         sens_tokens=section.sens_tokens,
         tune=section.tune,
+        tune_tokens=section.tune_tokens,
         val=trained.validation,
         val_tokens=val_tokens,
         window=min(window(section, trained), calib_tokens),

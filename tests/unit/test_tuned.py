@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from qpack.artifact.writer import render
 from qpack.codec.registry import resolve
 from qpack.errors import CalibrationError, ConfigError
 from qpack.fit import Fitted, Fitter
+from qpack.inputs import read_inputs
 from qpack.options import PackOptions
 from qpack.pipeline import pack_checkpoint
 from qpack.quant.engine import Quantizer
@@ -23,6 +25,7 @@ from qpack.quant.tune import Tuning
 from qpack.recipe import parse_recipe
 from qpack.stages import RunLog
 from qpack.tensors import QuantizedTensor
+from qpack.tokens import read_shard
 from qpack.tuned import TuningRecord, fit_tuned
 
 from .quant.tune_nets import Net, token_batches
@@ -128,6 +131,19 @@ def test_a_pack_says_what_tuning_did(given: PackOptions, tmp_path: Path) -> None
     assert "tune" in [stage["name"] for stage in report["stages"]]
     with pytest.raises(CalibrationError, match="no held-out batches"):
         pack_checkpoint(with_out(given, tmp_path / "n.qpk", tune=1, window=1024))
+
+
+def test_tuning_reads_on_in_the_shard_but_not_what_is_scored(
+    given: PackOptions, tmp_path: Path
+) -> None:
+    assert given.calib is not None
+    shard, first = read_shard(given.calib), given.calib_tokens
+    spare = len(shard) - first - given.val_tokens - 1
+    for asked, count in ((first + 40, 40), (10_000_000, spare), (first - 1, 0)):
+        inputs = read_inputs(with_out(given, tmp_path / "m.qpk", tune=1, tune_tokens=asked))
+        assert np.array_equal(inputs.tuning, shard[first : first + count])
+        assert inputs.sources["validation"]["first_token"] == first + count
+    assert len(read_inputs(with_out(given, tmp_path / "m.qpk", tune_tokens=10_000)).tuning) == 0
 
 
 def test_a_module_is_tuned_to_its_outputs(tmp_path: Path) -> None:

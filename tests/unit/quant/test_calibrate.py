@@ -8,7 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from qpack.errors import CalibrationError
-from qpack.quant.calibrate import add_outer, collect
+from qpack.quant.calibrate import collect
+from qpack.quant.grams import add_outer
 from qpack.quant.statistics import Statistics
 from qpack.stages import RunLog
 
@@ -151,7 +152,7 @@ def test_grouped_convolution_has_no_hessian() -> None:
 def test_wide_inputs_accumulate_by_blocks() -> None:
     X = rand(50, 800)
     H = torch.zeros(800, 800)
-    add_outer(H, X)
+    add_outer(H, X, X)
     assert torch.allclose(H.triu(), (X.T @ X).triu(), atol=1e-3)
     model = nn.Sequential(nn.Linear(800, 8))
     check(collected(model, X[:20], X[20:]), "0.weight", X)

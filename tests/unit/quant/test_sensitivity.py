@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from qpack.quant.sensitivity import FLOOR, form_of, smoothed, tied_form
+from qpack.quant.sensitivity import FLOOR, PRIOR_TOKENS, form_of, smoothed, tied_form
 from qpack.quant.statistics import Statistics
 
 from .reference import correlated_inputs
@@ -27,6 +27,18 @@ def test_a_product_weighs_rows_by_g_and_columns_by_the_mean_of_h() -> None:
     assert torch.equal(form.weights, g)
     X = correlated_inputs(100, 12, seed=0)
     assert torch.allclose(form.H, X.T @ X / 100)
+
+
+def test_inputs_that_matter_weigh_more_where_they_are_known() -> None:
+    g, W = torch.ones(5), torch.diag(torch.arange(1.0, 13.0))
+    X = correlated_inputs(100, 12, seed=0)
+    for tokens, part in ((0, 0.0), (PRIOR_TOKENS, 0.5), (9 * PRIOR_TOKENS, 0.9)):
+        given = replace(
+            statistics(sensitivities={"w": g}, weighted={"w": W}), sensitivity_tokens=tokens
+        )
+        form = form_of("w", given)
+        assert form is not None
+        assert torch.allclose(form.H, (1 - part) * X.T @ X / 100 + part * W)
 
 
 def test_a_lookup_weighs_columns_by_what_comes_back() -> None:

@@ -17,6 +17,7 @@ def sample() -> Statistics:
         members={"a": "a", "a2": "a", "b": "b"},
         fingerprint="abc",
         source={"name": "shard"},
+        weighted={"a": X.T @ (X * torch.linspace(0, 2, 30)[:, None]) / 30},
         sensitivities={"a": torch.rand(5), "a2": torch.rand(3)},
         frequencies={"b": torch.rand(4)},
         table_sensitivities={"b": torch.rand(1)},
@@ -37,10 +38,12 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         old, new = getattr(before, kind), getattr(after, kind)
         assert old.keys() == new.keys()
         assert all(torch.equal(old[name], new[name]) for name in old)
-    for name, H in before.hessians.items():
-        # The file keeps the upper triangle: H is symmetric up to the last bit of its sums.
-        assert torch.equal(after.hessians[name].triu(), H.triu())
-        assert torch.equal(after.hessians[name], after.hessians[name].T)
+    assert after.weighted.keys() == before.weighted.keys()
+    for old, new in ((before.hessians, after.hessians), (before.weighted, after.weighted)):
+        for name, H in old.items():
+            # The file keeps the upper triangle: H is symmetric up to the last bit of its sums.
+            assert torch.equal(new[name].triu(), H.triu())
+            assert torch.equal(new[name], new[name].T)
 
 
 def test_another_checkpoints_statistics_are_refused(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_statistics_that_do_not_agree_with_themselves(tmp_path: Path) -> None:
 
     def write(tensors: dict[str, torch.Tensor], **changes: object) -> Path:
         description = {
-            "schema": "qpack.statistics/2", "counts": {"a": 3}, "members": {"a": "a"},
+            "schema": "qpack.statistics/3", "counts": {"a": 3}, "members": {"a": "a"},
             "fingerprint": "abc", "source": {}, "sensitivity_tokens": 3,
         } | changes  # fmt: skip
         path = tmp_path / "s.safetensors"
@@ -99,6 +102,8 @@ def test_statistics_that_do_not_agree_with_themselves(tmp_path: Path) -> None:
     for tensors, changes, words in (
         ({"hessians/a": torch.ones(5)}, {}, "no triangle"),
         ({"hessians/a": torch.full((6,), float("nan"))}, {}, "not finite"),
+        (triangle | {"weighted/a": torch.ones(5)}, {}, "weighted a: 5 values are no triangle"),
+        (triangle | {"weighted/b": torch.ones(6)}, {}, "weighted b: no Hessian of its size"),
         (triangle | {"sensitivities/a": -torch.ones(2)}, {}, "sensitivities of a: values"),
         (triangle | {"frequencies/a": torch.ones(2)}, {}, "different tables"),
         (triangle | {"a": torch.ones(2)}, {}, "a: of an unknown kind"),
