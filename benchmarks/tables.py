@@ -302,6 +302,13 @@ def studies() -> str:
     return table(head, rows)
 
 
+def speed() -> str:
+    """Seconds of each stage, on both kinds of machine."""
+    cpu, gpu = (result(f"speed_golf27m_{name}")["seconds"] for name in ("cpu", "h100"))
+    rows = [[name, f"{cpu[name]:.2f} s", f"{gpu[name]:.2f} s"] for name in cpu]
+    return table(["golf27m", "2 CPU cores", "one H100"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "bits": bits,
@@ -317,6 +324,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evaluation": evaluation,
     "proofs": proofs,
     "studies": studies,
+    "speed": speed,
 }
 
 
