@@ -241,11 +241,12 @@ def evaluation() -> str:
                 "" if control is None else f"{control['gain']:+.4f}",
                 "" if control is None else f"{control['gain_error']:.4f}",
                 f"{r['tokens_per_second']:,.0f}",
+                f"{r['tokens'] / mixing:,.0f}" if (mixing := r.get("mixing_seconds")) else "",
                 "one H100" if "accelerator" in r["hardware"] else "2 CPU cores",
             ]
         )
-    head = ["row", "BPB", "s.e.", "control", "gain", "its s.e.", "tokens a second", "machine"]
-    return table(head, rows)
+    head = ["row", "BPB", "s.e.", "control", "gain", "its s.e."]
+    return table([*head, "tokens a second", "mixing alone", "machine"], rows)
 
 
 def proofs() -> str:

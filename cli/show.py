@@ -90,7 +90,8 @@ def show_evaluation(document: Document) -> str:
     if checked:
         count = len(checked[0]["probes"])
         names = ", ".join(row["name"] for row in checked)
-        parts.append(f"{count} probes passed by each of: {names}")
+        where = f"on the first {document['probed_tokens']:,} tokens"
+        parts.append(f"{count} probes, {where}, passed by each of: {names}")
     parts += [show_proof(proof) for proof in document.get("proofs", ())]
     return "\n\n".join(parts)
 

@@ -23,7 +23,14 @@ from qpack.eval.coder import WINDOW_MAX, Setup
 from qpack.eval.network import Network
 from qpack.eval.prove import prove
 from qpack.eval.reference import Reference
-from qpack.eval.registry import beside, check_settings, contenders, section_of
+from qpack.eval.registry import (
+    ADAPTATIONS,
+    MIXTURES,
+    beside,
+    check_settings,
+    contenders,
+    section_of,
+)
 from qpack.eval.rows import Row, evaluate_rows
 from qpack.progress import SILENT, Progress
 from qpack.tokenizer import Tokenizer
@@ -134,7 +141,10 @@ def _evaluate(inputs: Inputs, wanted: Wanted, device: str, progress: Progress) -
     if reference is not None:
         found["kl"] = reference.kl
     found["rows"] = [row.to_dict() for row in rows]
-    found["warnings"] = list(_idle(rows))
+    found["probed_tokens"] = (
+        None if wanted.checks is None else min(len(tokens), wanted.checks.num_tokens)
+    )
+    found["warnings"] = [*_unprobed(wanted), *_idle(rows)]
     for warning in found["warnings"]:
         progress.warn(warning)
     if wanted.prove_bytes is not None:
@@ -143,6 +153,16 @@ def _evaluate(inputs: Inputs, wanted: Wanted, device: str, progress: Progress) -
             for setup in _setups(wanted)
         ]
     return found
+
+
+def _unprobed(wanted: Wanted) -> Iterator[str]:
+    """Of each predictor of another package that is believed unseen."""
+    for name in wanted.names:
+        if wanted.checks is None and name not in (*MIXTURES, *ADAPTATIONS):
+            yield (
+                f"{name}: of another package, and not probed; --check looks whether its score is "
+                "that of a code"
+            )
 
 
 def _idle(rows: Sequence[Row]) -> Iterator[str]:

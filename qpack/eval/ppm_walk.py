@@ -41,6 +41,9 @@ from qpack.eval.gate import (
 from qpack.eval.ppm import Context, Shape, Tables, count, longer, predict
 from qpack.eval.trie import ROOT, Trie, child_by, masses, path_to
 
+LEAST = 1e-300
+"""Of a probability: one that a float cannot hold is not impossible."""
+
 ALPHABET = 257
 END = 0
 """Where END stands in the distribution of a node; child i is at i + 1."""
@@ -207,7 +210,7 @@ def _identity(trie: Trie, desk: Desk, v: int) -> float:
 @compiled
 def _exp(row: NDArray[np.float64], p: NDArray[np.float64]) -> None:
     for v in range(len(row)):
-        p[v] = math.exp(row[v])
+        p[v] = max(math.exp(row[v]), LEAST)
 
 
 @compiled

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from qpack.errors import ConfigError
+from qpack.errors import ConfigError, QpackError, SetupError
 from qpack.eval.checks import CheckSettings
 from qpack.eval.network import Network
 from qpack.eval.predictor import Mixture, Predictor
@@ -138,13 +138,35 @@ def build(
         return _mixture(name, network, tokenizer, settings)
     if name in ADAPTATIONS:
         return _adaptation(name, network, tokenizer, settings, rehearsal_tokens)
-    predictor: Predictor = load_plugin(PREDICTORS, name)(network, tokenizer, settings)
+    predictor = _plugin(name, network, tokenizer, settings)
     return Contender(
         predictor=predictor,
         control=network,
         settings={**network.settings, name: dict(settings)},
         rehearsal=predictor,
     )
+
+
+def _plugin(
+    name: str, network: Network, tokenizer: Tokenizer, settings: Mapping[str, Any]
+) -> Predictor:
+    """What another package makes of the network. Raises `SetupError` where that is no predictor."""
+    build = load_plugin(PREDICTORS, name)
+    try:
+        made = build(network, tokenizer, settings)
+    except QpackError:
+        raise
+    except Exception as error:
+        raise SetupError(
+            f'the predictor "{name}" could not be built: {type(error).__name__}: {error}',
+            hint="its package is at fault, not qpack",
+        ) from error
+    if not isinstance(made, Predictor):
+        raise SetupError(
+            f'the predictor "{name}" is none: {type(made).__name__}',
+            hint="its package must give name, vocab_size, start and score",
+        )
+    return made
 
 
 def check_names(wanted: Sequence[str]) -> None:

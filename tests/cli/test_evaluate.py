@@ -108,7 +108,10 @@ def test_what_a_person_reads(run) -> None:  # type: ignore[no-untyped-def]
     first, *_ = outcome.out.splitlines()
     assert first.endswith("bits per byte")
     assert "disjoint + ppm" in outcome.out
-    assert "7 probes passed by each of: disjoint, disjoint + ppm" in outcome.out
+    assert (
+        "7 probes, on the first 40 tokens, passed by each of: disjoint, disjoint + ppm"
+        in outcome.out
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,9 @@ def test_a_refused_predictor_leaves_no_score_of_anything(
         return EntryPoints([*known(group=group), point]).select(group=group)
 
     monkeypatch.setattr(plugins, "entry_points", entry_points)
-    assert run("--mix", "cheat", "--json").document["rows"][1]["name"] == "cheat"
+    believed = run("--mix", "cheat", "--json").document
+    assert believed["rows"][1]["name"] == "cheat"
+    assert "cheat: of another package, and not probed" in believed["warnings"][0]
     outcome = run("--mix", "cheat", "--check", "--set", "check.num_tokens=60", "--json")
     assert (outcome.code, outcome.out) == (6, "")
     assert 'the predictor "cheat" is refused' in outcome.error["message"]

@@ -187,6 +187,18 @@ def test_what_the_network_thinks_impossible_still_sums_to_one(abc: Tokenizer) ->
             state.observe(token, row)
 
 
+@pytest.mark.parametrize("gate", ["learned", "fixed"])
+def test_no_float_is_too_small_to_come(abc: Tokenizer, gate: str) -> None:
+    row = np.full(len(PIECES), -2_000.0)
+    row[1] = 0.0
+    chosen = PpmSettings(gate=gate, sure=1.0, unsure=1.0)  # type: ignore[arg-type]
+    tokens = np.array([4, 7, 3, 0, 1])
+    rows = np.tile(row, (4, 1))
+    scores = PpmMixer(chosen, abc).start(4).advance(rows, tokens[1:])
+    assert np.isfinite(scores).all()
+    check_both_forms(PpmMixer(chosen, abc), rows, tokens)
+
+
 def test_repeated_text_is_learned(abc: Tokenizer) -> None:
     tokens = np.tile([3, 4, 6, 1, 5], 100)
     rows = np.full((len(tokens), len(PIECES)), -np.log(len(PIECES)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qpack import plugins
-from qpack.errors import ConfigError
+from qpack.errors import ConfigError, SetupError
 from qpack.eval.checks import CheckSettings, check
 from qpack.eval.network import Network
 from qpack.eval.predictor import Mixture, Predictor
@@ -42,6 +42,36 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         plugins, "entry_points", lambda *, group: EntryPoints([point]).select(group=group)
     )
+
+
+def broken(network: Network, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Predictor:
+    raise RuntimeError("boom")
+
+
+def nothing(network: Network, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Any:
+    return 3
+
+
+@pytest.mark.parametrize(
+    ("attribute", "words"),
+    [
+        ("broken", '"mine" could not be built: RuntimeError: boom'),
+        ("nothing", '"mine" is none: int'),
+    ],
+)
+def test_a_package_at_fault_is_named(
+    attribute: str,
+    words: str,
+    network: Network,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point = EntryPoint("mine", f"{__name__}:{attribute}", PREDICTORS)
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda *, group: EntryPoints([point]).select(group=group)
+    )
+    with pytest.raises(SetupError, match=words):
+        build("mine", network, tokenizer, {})
 
 
 @pytest.mark.parametrize("name", MIXTURES)
