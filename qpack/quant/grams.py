@@ -50,7 +50,8 @@ class Grams:
         """weight -> (cols, cols) float32; only upper blocks until `finish`"""
         self.counts: dict[str, float] = {}
         self.weighted: dict[str, Tensor] = {}
-        """weight -> (cols, cols) float32, likewise: sum of w x x^T over inputs that have a share"""
+        """weight -> (cols, cols) float32, likewise: sum of w x x^T over inputs that have a share;
+        none where all shares are zero"""
         self.weights: dict[str, float] = {}
         """weight -> the sum of those shares, once finished"""
         self._weights: dict[str, Tensor] = {}
@@ -101,6 +102,8 @@ class Grams:
         for name in self._unmatched & self.weighted.keys():
             del self.weighted[name], self._weights[name]
         self.weights = {name: float(total) for name, total in self._weights.items()}
+        for name in [name for name, total in self.weights.items() if total == 0.0]:
+            del self.weighted[name], self.weights[name]
         for H in (*self.sums.values(), *self.weighted.values()):
             upper = H.triu()
             H.copy_(upper + upper.triu(1).T)

@@ -131,6 +131,15 @@ def test_gradients_without_a_use_are_not_paired_either() -> None:
     assert grams.counts == {"w": 3}
 
 
+def test_a_weight_that_nothing_depends_on_has_the_plain_matrix_alone() -> None:
+    model = Net()
+    with torch.no_grad():
+        model.head.weight.zero_()
+    found = gathered(model, tokens(1))
+    assert "join.weight" in found.hessians
+    assert found.weighted.keys() == {"head.weight"}
+
+
 def test_rows_without_gradients_do_not_divide_by_zero() -> None:
     squares = torch.tensor([[4.0, 0.0], [2.0, 0.0]])
     assert row_scales(squares).tolist() == pytest.approx([3.0, FLOOR * 1.5])
