@@ -310,6 +310,26 @@ def speed() -> str:
     return table(["golf27m", "2 CPU cores", "one H100"], rows)
 
 
+def coder() -> str:
+    """The entropy coder beside others, on the same integers."""
+    rows = []
+    for kind, file in (("scalar", "scalar"), ("trellis of 8 states", "trellis8")):
+        r = result(f"coder_golf27m_{file}")
+        for row in r["rows"]:
+            rows.append(
+                [
+                    f"{row['codec']}, {kind}",
+                    f"{row['bytes']:,}",
+                    f"{row['over_ours']:+.2%}",
+                    f"{row['bytes'] / r['ideal_bytes'] - 1:+.3%}",
+                    f"{row['encode_symbols_per_second'] / 1e6:.1f}",
+                    f"{row['decode_symbols_per_second'] / 1e6:.0f}",
+                ]
+            )
+    head = ["coder, golf27m's integers", "bytes", "over ours", "over the ideal"]
+    return table([*head, "encode M/s", "decode M/s"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "bits": bits,
@@ -326,6 +346,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "proofs": proofs,
     "studies": studies,
     "speed": speed,
+    "coder": coder,
 }
 
 
