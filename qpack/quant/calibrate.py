@@ -149,6 +149,7 @@ def _gather(
         i: batches[i].numel() * (4 if sensing is not None and sensing.covers(i) else 1)
         for i in mine
     }
+    uses = WeightTap(dict(model.named_parameters()), grams.observe)
     with progress.stage("calibrate", total=sum(work.values()), unit="tokens") as task:
         for i in mine:
             batch = batches[i].to(device)
@@ -157,7 +158,7 @@ def _gather(
                 tap.forget()
                 places += _sense(model, batch, i, sensing, tap)
                 grams.expect(tap.shares)
-            with torch.no_grad(), WeightTap(dict(model.named_parameters()), grams.observe):
+            with torch.no_grad(), uses:
                 model(batch)
             task.advance(work[i])
     grams.finish()
