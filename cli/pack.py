@@ -106,7 +106,7 @@ def pack(  # noqa: PLR0913  one parameter an option
     tune_tokens: Annotated[
         int,
         typer.Option(
-            min=1, help="Calibration tokens to tune on, or all.", rich_help_panel=QUANTIZE
+            min=1, help="Tune on up to so many, calibration's among them.", rich_help_panel=QUANTIZE
         ),
     ] = 262_144,
     codecs: Annotated[

@@ -58,7 +58,8 @@ class Inputs:
     calibration: NDArray[np.uint16] | None
     """None: the model writes its own text, or statistics are given without a shard"""
     tuning: NDArray[np.uint16]
-    """tokens after `calibration` that tuning uses as well; none where it is not asked for"""
+    """tokens of the calibration shard that tuning uses as well: neither calibrated on nor scored;
+    none where it is not asked for"""
     validation: NDArray[np.uint16]
     """targets + 1 tokens"""
     codecs: tuple[Codec, ...]
@@ -200,9 +201,6 @@ def _tokens(options: PackOptions, tokenizer: Tokenizer, statistics: Statistics |
         check_vocab(shard, tokenizer.vocab_size, options.calib)
         _check_length(shard, options)
     calibration = None if shard is None else shard[: options.calib_tokens]
-    tuning = np.empty(0, np.uint16)
-    if shard is not None and options.tune:
-        tuning = shard[options.calib_tokens : options.tune_tokens]
     source = options.val if options.val is not None else options.calib
     if source is None:
         raise DataError(
@@ -212,22 +210,23 @@ def _tokens(options: PackOptions, tokenizer: Tokenizer, statistics: Statistics |
     tokens = read_shard(source)
     check_vocab(tokens, tokenizer.vocab_size, source)
     first = 0
-    if statistics is not None:
-        if statistics.source.get("sha256") == sha256_file(source):
-            first = int(statistics.source.get("tokens", 0))
-    elif options.calib is not None and _same_file(source, options.calib):
+    digest = sha256_file(source)
+    same = options.calib is not None and digest == sha256_file(options.calib)
+    if same:
         first = options.calib_tokens
+    if statistics is not None and statistics.source.get("sha256") == digest:
+        first = max(first, int(statistics.source.get("tokens", 0)))
     needed = options.val_tokens + 1
-    if options.calib is not None and _same_file(source, options.calib):
-        spare = len(tokens) - needed - options.calib_tokens
-        tuning = tuning[: max(0, spare)]
-        first = max(first, options.calib_tokens + len(tuning))
     held_out = tokens[first:]
     if len(held_out) < needed:
         raise DataError(
             f"{source}: {len(held_out):,} tokens left to score, {needed:,} needed",
             hint="lower --val-tokens, or give another shard with --val",
         )
+    tuning = np.empty(0, np.uint16)
+    if shard is not None and options.tune:
+        start = first + needed if same else options.calib_tokens
+        tuning = shard[start : start + max(0, options.tune_tokens - options.calib_tokens)]
     return _Tokens(
         calibration=calibration, tuning=tuning, validation=held_out[:needed], first=first
     )
@@ -257,13 +256,6 @@ def _check_length(shard: NDArray[np.uint16], options: PackOptions) -> None:
             f"{options.window:,}",
             hint="raise --calib-tokens or lower --window",
         )
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    try:
-        return first.samefile(second)
-    except OSError:
-        return False
 
 
 def batch_rows(window: int) -> int:

@@ -28,7 +28,8 @@ class PackOptions:
     tune: int = 0
     """steps of tuning after the budget search; 0: none"""
     tune_tokens: int = 262_144
-    """the first so many tokens of the calibration shard are tuned on, or as many as there are"""
+    """tuning reads on in the calibration shard up to so many tokens, those of calibration among
+    them, or as many as there are; never what is scored"""
     val: Path | None = None
     """None: the tokens of the calibration shard after the calibrated ones"""
     val_tokens: int = 32_768

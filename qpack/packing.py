@@ -36,7 +36,8 @@ class PackSection(Section):
     """Steps of tuning: row and column steps and small tensors are trained after the budget search,
     the integers stay."""
     tune_tokens: Annotated[int, Field(ge=1)] = 262_144
-    """Tuning goes through the first so many tokens of the calibration shard, or all."""
+    """Tuning reads on in the calibration shard up to so many tokens, those of calibration among
+    them; never what is scored."""
     val_tokens: Annotated[int, Field(ge=1)] = 131_072
     """Targets scored for the report; all, if there are fewer."""
     window: Annotated[int, Field(ge=1)] | None = None

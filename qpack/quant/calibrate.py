@@ -90,6 +90,7 @@ def collect(
     _all_reduce(grams, model, device)
     sums, counts = grams.sums, {name: round(count) for name, count in grams.counts.items()}
     _check_finite(sums)
+    _check_finite(grams.weighted)
     sensitivities = means(tap, gathered.places, device=device)
     members = _share(sums, counts)
     for name in [name for name, leader in members.items() if name != leader]:
@@ -213,6 +214,11 @@ def _all_reduce(grams: Grams, model: nn.Module, device: torch.device | str) -> N
     parameters = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.numel()}
     _sum_matrices(grams.sums, grams.counts, parameters, device)
     _sum_matrices(grams.weighted, grams.weights, parameters, device)
+    unmatched = torch.tensor([int(name in grams.unmatched) for name in parameters], device=device)
+    dist.all_reduce(unmatched)
+    for name, ranks in zip(parameters, unmatched.tolist(), strict=True):
+        if ranks and name in grams.weighted:
+            del grams.weighted[name], grams.weights[name]
 
 
 def _sum_matrices(

@@ -50,7 +50,7 @@ class GradientTap(Watch):
     of squares over lookups.
 
     `shares` is of the backward passes since `forget`: weight -> for each of its uses, the last one
-    first, (inputs,) float32: what part of the squared gradients each input has, over their mean.
+    first, (inputs,) float32: what part of the squared gradients each input has, see `shares_of`.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -63,7 +63,6 @@ class GradientTap(Watch):
         self.lookups: dict[str, Tensor] = {}
         self.looked_up: dict[str, Tensor] = {}
         self.shares: dict[str, list[Tensor]] = {}
-        self._scales: dict[str, Tensor] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -79,7 +78,7 @@ class GradientTap(Watch):
     def forget(self) -> None:
         """Drop what is of the last batch alone."""
         self._tables.clear()
-        self.shares, self._scales = {}, {}
+        self.shares = {}
 
     def _watch_forward(self, packet: Any, args: tuple[Any, ...]) -> None:
         """Remember which indices look up which table; they are held so their address stays."""
@@ -125,11 +124,7 @@ class GradientTap(Watch):
     def _used(self, name: str, rows: Tensor) -> None:
         """Gradients (inputs, rows) at the outputs of one use of a weight."""
         self._add(self.gradients, name, rows)
-        squares = rows.float().square()
-        if name not in self._scales:
-            self._scales[name] = row_scales(squares)
-            self.shares[name] = []
-        self.shares[name].append((squares / self._scales[name]).mean(dim=1))
+        self.shares.setdefault(name, []).append(shares_of(rows.float().square()))
 
     def _lookup(self, indices: Tensor, gradient: Tensor) -> None:
         found = self._tables.get(indices.data_ptr())
@@ -149,13 +144,17 @@ class GradientTap(Watch):
         sums[name] = squares if name not in sums else sums[name] + squares
 
 
-def row_scales(squares: Tensor) -> Tensor:
-    """(rows,) means of squared gradients (inputs, rows), each at least `FLOOR` of their mean; ones
-    where all are zero. Squares over these count all rows alike, as errors do under a rule that
-    makes a row finer as its gradients grow."""
+def shares_of(squares: Tensor) -> Tensor:
+    """(inputs,) shares of squared gradients (inputs, rows), of the mean that `squares` has.
+
+    Within one use all rows count alike, as errors do under a rule that makes a row finer as its
+    gradients grow: squares are over their row's mean, at least `FLOOR` of the mean of all rows.
+    Uses and batches count by their gradients.
+    """
     g = squares.mean(dim=0)
-    g = g.clamp_min(FLOOR * float(g.mean()))
-    return g if bool((g > 0).all()) else torch.ones_like(g)
+    mean = g.mean()
+    scales = g.clamp_min(FLOOR * float(mean)).clamp_min(torch.finfo(g.dtype).tiny)
+    return squares @ (mean / (scales * len(scales)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

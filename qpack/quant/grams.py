@@ -3,9 +3,9 @@
 H = sum x x^T counts every input alike. The cost of an error e in row r, `E[(d_r e x)^2]`, does not:
 it is the gradients' as well, and some tokens have a hundred times the gradients of others. One
 matrix for all rows of a weight is `sum w x x^T` with w the input's share of the gradients
-(`qpack.quant.fisher.share`): the input factor of the nearest Kronecker product, whose output factor
-is diagonal (Van Loan and Pitsianis 1993; for language models GuidedQuant, arXiv:2505.07004, and
-YAQA, arXiv:2505.22988).
+(`qpack.quant.fisher.shares_of`): a step towards the Kronecker product that is nearest in
+likelihood, whose output factor is diagonal. Others weigh inputs by their gradients too: GuidedQuant
+(arXiv:2505.07004) and YAQA (arXiv:2505.22988).
 """
 
 from __future__ import annotations
@@ -57,11 +57,12 @@ class Grams:
         self._weights: dict[str, Tensor] = {}
         self._recent: deque[_Recent] = deque(maxlen=_RECENT_INPUTS)
         self._shares: dict[str, list[Tensor]] = {}
-        self._unmatched: set[str] = set()
+        self.unmatched: set[str] = set()
+        """weights of which a use and its gradients could not be paired: they have no weighted H"""
 
     def expect(self, shares: Mapping[str, Sequence[Tensor]]) -> None:
         """Shares for the forward pass to come: weight -> one tensor a use, the last use first."""
-        self._unmatched |= {name for name, uses in self._shares.items() if uses}
+        self.unmatched |= {name for name, uses in self._shares.items() if uses}
         self._shares = {name: list(uses) for name, uses in shares.items()}
 
     def observe(self, name: str, x: Tensor, rows: Callable[[], Tensor]) -> None:
@@ -87,7 +88,7 @@ class Grams:
         uses = self._shares.get(name)
         share = uses.pop() if uses else None
         if share is None or len(share) != len(inputs):
-            self._unmatched.add(name)
+            self.unmatched.add(name)
             return
         if name not in self.weighted:
             self.weighted[name] = torch.zeros_like(self.sums[name])
@@ -99,7 +100,7 @@ class Grams:
         """Make every matrix whole."""
         self.expect({})
         self._recent.clear()
-        for name in self._unmatched & self.weighted.keys():
+        for name in self.unmatched & self.weighted.keys():
             del self.weighted[name], self._weights[name]
         self.weights = {name: float(total) for name, total in self._weights.items()}
         for name in [name for name, total in self.weights.items() if total == 0.0]:

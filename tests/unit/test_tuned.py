@@ -25,7 +25,7 @@ from qpack.quant.tune import Tuning
 from qpack.recipe import parse_recipe
 from qpack.stages import RunLog
 from qpack.tensors import QuantizedTensor
-from qpack.tokens import read_shard
+from qpack.tokens import read_shard, write_shard
 from qpack.tuned import TuningRecord, fit_tuned
 
 from .quant.tune_nets import Net, token_batches
@@ -138,11 +138,20 @@ def test_tuning_reads_on_in_the_shard_but_not_what_is_scored(
 ) -> None:
     assert given.calib is not None
     shard, first = read_shard(given.calib), given.calib_tokens
-    spare = len(shard) - first - given.val_tokens - 1
-    for asked, count in ((first + 40, 40), (10_000_000, spare), (first - 1, 0)):
-        inputs = read_inputs(with_out(given, tmp_path / "m.qpk", tune=1, tune_tokens=asked))
-        assert np.array_equal(inputs.tuning, shard[first : first + count])
-        assert inputs.sources["validation"]["first_token"] == first + count
+    after = first + given.val_tokens + 1
+    copy = tmp_path / "copy.bin"
+    copy.write_bytes(given.calib.read_bytes())
+    for val in (None, copy):
+        for asked, count in ((first + 40, 40), (10_000_000, len(shard) - after), (first - 1, 0)):
+            inputs = read_inputs(
+                with_out(given, tmp_path / "m.qpk", val=val, tune=1, tune_tokens=asked)
+            )
+            assert np.array_equal(inputs.tuning, shard[after : after + count])
+            assert inputs.sources["validation"]["first_token"] == first
+    other = tmp_path / "other.bin"
+    write_shard(other, shard[::-1])
+    inputs = read_inputs(with_out(given, tmp_path / "m.qpk", val=other, tune=1))
+    assert np.array_equal(inputs.tuning, shard[first:])
     assert len(read_inputs(with_out(given, tmp_path / "m.qpk", tune_tokens=10_000)).tuning) == 0
 
 

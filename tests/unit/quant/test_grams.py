@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from qpack.quant.calibrate import Sensing, collect
-from qpack.quant.fisher import FLOOR, _gradient, row_scales
+from qpack.quant.fisher import FLOOR, _gradient, shares_of
 from qpack.quant.grams import Grams
 from qpack.quant.statistics import Statistics
 
@@ -66,11 +65,12 @@ def uses_of(model: Net, batch: Tensor, index: int = 0) -> dict[str, list[tuple[T
 
 def weighted(uses: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, float]:
     """(sum of w x x^T, sum of w), one input after the other."""
-    g = row_scales(uses[-1][1].square())
     H, total = torch.zeros(()), 0.0
     for inputs, gradients in uses:
+        g = gradients.square().mean(0)
+        scales = g.clamp_min(FLOOR * float(g.mean()))
         for x, d in zip(inputs, gradients, strict=True):
-            w = float((d.square() / g).mean())
+            w = float((d.square() / scales).mean() * g.mean())
             H, total = H + w * torch.outer(x, x), total + w
     return H, total
 
@@ -140,7 +140,9 @@ def test_a_weight_that_nothing_depends_on_has_the_plain_matrix_alone() -> None:
     assert found.weighted.keys() == {"head.weight"}
 
 
-def test_rows_without_gradients_do_not_divide_by_zero() -> None:
+def test_shares_have_the_mean_of_the_squares_but_for_floored_rows() -> None:
     squares = torch.tensor([[4.0, 0.0], [2.0, 0.0]])
-    assert row_scales(squares).tolist() == pytest.approx([3.0, FLOOR * 1.5])
-    assert row_scales(torch.zeros(2, 3)).tolist() == [1.0, 1.0, 1.0]
+    torch.testing.assert_close(shares_of(squares), torch.tensor([1.0, 0.5]))
+    assert shares_of(torch.zeros(2, 3)).tolist() == [0.0, 0.0]
+    even = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
+    torch.testing.assert_close(shares_of(even).mean(), even.mean())
