@@ -15,7 +15,8 @@ from qpack.errors import QpackError
 DISTRIBUTION = "qpack-lm"
 DEVICES = ("cpu", "cuda", "mps")
 GROUPS = (
-    "qpack.architectures", "qpack.codecs", "qpack.importers", "qpack.presets", "qpack.trainers",
+    "qpack.architectures", "qpack.codecs", "qpack.data", "qpack.importers", "qpack.predictors",
+    "qpack.presets", "qpack.trainers",
 )  # fmt: skip
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from qpack import plugins
 from qpack.cli import environment
+from qpack.codec import registry
 from qpack.errors import SetupError
 
 from .conftest import Runner
@@ -64,6 +66,11 @@ def test_a_broken_plugin_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(environment.examine_plugins())
     assert {(row["group"], row["name"]) for row in rows} >= {("qpack.architectures", "gpt")}
     assert {row["reason"] for row in rows} == {"cannot be imported"}
+
+
+def test_every_group_of_plugins_is_examined() -> None:
+    declared = {value for value in vars(plugins).values() if str(value).startswith("qpack.")}
+    assert set(environment.GROUPS) == declared - {plugins.__name__} | {registry.GROUP}
 
 
 def test_missing_requirements_exit_8(qpack: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

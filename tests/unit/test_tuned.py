@@ -157,7 +157,11 @@ def test_tuning_reads_on_in_the_shard_but_not_what_is_scored(
 
 def test_a_module_is_tuned_to_its_outputs(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(40, 60), torch.nn.Tanh(), torch.nn.Linear(60, 20))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(40, 60), torch.nn.Tanh(), torch.nn.Linear(60, 20)
+        )
     batches = [torch.randn(32, 40, generator=generator) for _ in range(16)]
     for steps in (0, 20):
         report = qpack.pack(
