@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -45,6 +46,9 @@ def session() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        # gloo's threads end with the last reference to the group, which frames of an exception may
+        # hold; threads that outlive the interpreter abort the process (pytorch issue 190489).
+        gc.collect()
 
 
 def barrier() -> None:

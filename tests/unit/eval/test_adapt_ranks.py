@@ -42,8 +42,8 @@ def test_two_ranks_score_as_one(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     alone = scores()
-    for process in processes:
-        _, stderr = process.communicate(timeout=120)
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    for process, stderr in zip(processes, said, strict=True):
         assert process.returncode == 0, stderr
     both = json.loads((tmp_path / "0.json").read_text())
     assert alone.keys() == both.keys()
