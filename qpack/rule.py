@@ -4,7 +4,8 @@
     rd                           steps from what the model's outputs feel (`qpack.quant.steps`)
 
 Keys belong to a scale: `qmax`, `k`, `clip` and their like have no meaning for `rd`, nor `c`,
-`terms`, `trellis` and `gains` for the others. A rule that names a key without meaning is refused.
+`terms`, `trellis`, `gains` and `row_feedback` for the others. A rule that names a key without
+meaning is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TRELLISES = (0, 4, 8, 16, 32, 64)
 QMAX_LIMIT = 127
 ROW_KEYS = ("qmax", "k", "scale_floor", "clip", "octave", "solver")
 """Without meaning for scale rd: its integers are unclipped, its solver is GPTQ."""
-RD_KEYS = ("c", "terms", "trellis", "gains")
+RD_KEYS = ("c", "terms", "trellis", "gains", "row_feedback")
 """With a meaning for scale rd alone."""
 INTEGER_KEYS = ("scale", "damping", "act_order", *ROW_KEYS, *RD_KEYS)
 RECIPROCAL_FLOOR = "1/qmax"
@@ -66,6 +67,8 @@ class Rule:
     """rd rule: states of the trellis that integers obey (4, 8, 16, 32, 64), or 0 for none"""
     gains: bool = False
     """rd rule: whether column steps are fitted to what the column was rounded to"""
+    row_feedback: bool = False
+    """rd rule: whether rows make up for what rows before them lost"""
     knob: bool = False
     """whether the budget search turns this rule"""
 
@@ -119,6 +122,8 @@ class Rule:
             yield f"trellis {self.trellis}"
         if self.gains:
             yield "gains"
+        if self.row_feedback:
+            yield "row feedback"
 
 
 def parse_rule(entry: Mapping[str, Any]) -> Rule:
@@ -164,7 +169,7 @@ def _rule_problems(rule: Rule) -> Iterable[str]:
         yield from _pattern_problems(pattern)
     yield from _number_problems(rule)
     yield from _rd_problems(rule)
-    for field in ("clip", "act_order", "gains", "knob"):
+    for field in ("clip", "act_order", "gains", "row_feedback", "knob"):
         if not isinstance(getattr(rule, field), bool):
             yield f"{field} = {getattr(rule, field)!r}: expected true or false"
     if rule.knob is True and rule.type != "int":
@@ -191,6 +196,8 @@ def _rd_problems(rule: Rule) -> Iterable[str]:
         yield f"c = {rule.c!r}: expected a number above 0"
     if rule.trellis not in TRELLISES or type(rule.trellis) is not int:
         yield f"trellis = {rule.trellis!r}: expected one of {', '.join(map(str, TRELLISES))}"
+    if rule.gains is True and rule.row_feedback is True:
+        yield "gains and row_feedback: a column's gain is fitted once all its rows are known"
     if not isinstance(rule.terms, tuple):
         yield f"terms = {rule.terms!r}: expected a list of {', '.join(TERMS)}"
         return

@@ -106,6 +106,7 @@ def collect(
         sensitivities=sensitivities.gradients,
         frequencies=sensitivities.lookups,
         table_sensitivities=sensitivities.looked_up,
+        moments=sensitivities.moments,
         sensitivity_tokens=sensitivities.places,
     )
 

@@ -17,6 +17,8 @@ bits, yet raised the KL by 1 to 8 %: they shrink all weights together. The defau
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,15 @@ LARGEST = float(grid.UNCLIPPED_MAX - 16)
 """What a trellis rounds stays inside int16 whatever branch it takes."""
 
 
+def shrink_of(row_steps: Tensor, spreads: Tensor | None, trellis: int) -> Tensor:
+    """Weights of m^2 at a column step of 1, like `row_steps`; zero without a trellis."""
+    if not trellis:
+        return torch.zeros_like(row_steps)
+    assert spreads is not None, "a trellis weighs integers by the spread of their row"
+    ratio = row_steps / spreads.clamp_min(torch.finfo(torch.float32).tiny)
+    return ratio.square().mul_(RATE_SHARE * SHRINK[trellis]).clamp_max_(MOST_SHRINK)
+
+
 class ColumnSteps:
     """A rounder (`qpack.quant.gptq`) with a step for each row and for each column."""
 
@@ -67,11 +78,7 @@ class ColumnSteps:
         self._block, self._steps = -1, row_steps
         self._weights = gain_weights
         self._trellis, self._bounds = trellis, bounds
-        self._shrink = torch.zeros_like(row_steps)
-        if trellis:
-            assert spreads is not None, "a trellis weighs integers by the spread of their row"
-            ratio = row_steps / spreads.clamp_min(torch.finfo(torch.float32).tiny)
-            self._shrink = ratio.square().mul_(RATE_SHARE * SHRINK[trellis]).clamp_max_(MOST_SHRINK)
+        self._shrink = shrink_of(row_steps, spreads, trellis)
 
     def __call__(self, j: int, w: Tensor) -> tuple[Tensor, Tensor]:
         """Round column j of every matrix; `w` is (batch, rows)."""
@@ -109,3 +116,55 @@ class ColumnSteps:
         moved = torch.minimum(torch.maximum(moved, base - GAIN_CODES), base + GAIN_CODES)
         self.col_codes[:, j] = moved.to(codes.dtype)
         return grid.look_up(self._table, self.col_codes[:, j], OCTAVE)[:, None]
+
+
+class BlockSteps:
+    """The same for blocks of rows that are each at a column of their own
+    (`qpack.quant.blockwise`); without gains."""
+
+    def __init__(
+        self,
+        row_steps: Tensor,  # (batch, rows) float32
+        col_codes: Tensor,  # (batch, cols) int16, octave 64
+        *,
+        trellis: int = 0,
+        spreads: Tensor | None = None,  # (batch, rows) float32: RMS of each row, for the trellis
+    ) -> None:
+        self.col_codes = col_codes
+        self._rows, self._shrink = row_steps, shrink_of(row_steps, spreads, trellis)
+        self._cols = grid.look_up(grid.step_table(OCTAVE, row_steps.device), col_codes, OCTAVE)
+        self._trellis = trellis
+
+    def arrange(self, spread: Callable[[Tensor, float], Tensor], groups: int, columns: int) -> None:
+        """Take the layout of the solver: `spread` makes (batch, blocks, size) of (batch, rows),
+        filled up with a value; columns come in `groups` of `columns`."""
+        self._rows, self._shrink = spread(self._rows, 1.0), spread(self._shrink, 0.0)
+        spare = groups * columns - self._cols.shape[1]
+        filled = torch.nn.functional.pad(self._cols, (0, spare), value=1.0)
+        self._cols = filled.view(len(filled), groups, columns)
+
+    def at(
+        self, block: Tensor, group: Tensor
+    ) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """A rounder of `block`s (n,), each in its `group` (n,) of columns.
+
+        It takes a column of the group, targets (batch, n, size) and states (batch, n, columns)
+        int32, which it leaves as the paths end, and gives (integers, decoded) like the targets.
+        """
+        rows, shrink = self._rows[:, block], self._shrink[:, block]
+        cols = self._cols[:, group]
+        bounds = tuple(range(0, rows.shape[1] * rows.shape[2], rows.shape[2]))
+
+        def round_at(i: int, target: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+            col = cols[:, :, i, None]
+            u = target / (rows * col)
+            if self._trellis:
+                u.clamp_(-LARGEST, LARGEST)
+                weights, at = (shrink * col.square()).flatten(1), states[:, :, i].contiguous()
+                m = round_column(u.flatten(1), weights, bounds, self._trellis, at).view_as(u)
+                states[:, :, i] = at
+            else:
+                m = u.round_().clamp_(-grid.UNCLIPPED_MAX, grid.UNCLIPPED_MAX)
+            return m, (m * rows).mul_(col)
+
+        return round_at

@@ -17,10 +17,12 @@ from torch import Tensor
 from qpack.errors import CalibrationError
 from qpack.progress import SILENT, Progress
 from qpack.quant import grid
+from qpack.quant.blockwise import quantize_blocks
 from qpack.quant.candidates import step_candidates, symbol_limit
-from qpack.quant.columns import ColumnSteps
+from qpack.quant.columns import BlockSteps, ColumnSteps
 from qpack.quant.factor import Factor
 from qpack.quant.gptq import Nearest, quantize_columns
+from qpack.quant.moments import joint_cost
 from qpack.quant.plan import Plan, TensorPlan
 from qpack.quant.sensitivity import form_of, mean_hessian
 from qpack.quant.stacks import Batch, Place, Stacker, rows_of
@@ -77,7 +79,8 @@ class Quantizer:
         return self._fixed | self._solve(turned=True, value=value)
 
     def with_terms(self, terms: tuple[str, ...]) -> Quantizer:
-        """The same tensors with these terms in every rd rule; factors are shared."""
+        """The same tensors with these terms in every rd rule; factors are shared. With none, which
+        is to do without sensitivities, rows have no feedback either."""
         other = copy.copy(self)
         other._terms = terms
         other._fixed = other._solve(turned=False, value=0.0)
@@ -92,12 +95,16 @@ class Quantizer:
 
     def predicted_nats(self, name: str, decoded: Tensor) -> float | None:
         """Loss rise a token that decoded weights (rows, cols) should cost, by the quadratic form of
-        `qpack.quant.sensitivity`. None where calibration gathered no sensitivities of `name`."""
+        `qpack.quant.sensitivity`, with all pairs of rows that have moments. None where calibration
+        gathered no sensitivities of `name`."""
         form = None if self._statistics is None else form_of(name, self._statistics)
-        if form is None or not form.known:
+        if self._statistics is None or form is None or not form.known:
             return None
         error = self.weights[name] - decoded
-        costs = grid.row_errors(error, form.H.to(error.device)) * form.weights.to(error.device)
+        H, moments = form.H.to(error.device), self._statistics.moments.get(name)
+        if moments is not None:
+            return 0.5 * joint_cost(error, H, moments.to(error.device))
+        costs = grid.row_errors(error, H) * form.weights.to(error.device)
         return 0.5 * float(grid.precise(costs).sum())
 
     def rule_at(self, entry: TensorPlan, value: float) -> Rule:
@@ -231,15 +238,22 @@ class Quantizer:
             spreads[at] = W.square().mean(dim=1).sqrt()
             if name in self._row_weights:
                 weights[at] = self._row_weights[name]
-        rounder = ColumnSteps(
-            grid.step_values(rows, OCTAVE),
-            cols,
-            gain_weights=weights if batch.flavour.gains else None,
-            trellis=batch.flavour.trellis,
-            spreads=spreads,
-            bounds=batch.bounds,
-        )
-        solved = quantize_columns(batch.WT.clone(), batch.U, rounder)
+        steps, trellis = grid.step_values(rows, OCTAVE), batch.flavour.trellis
+        rounder: BlockSteps | ColumnSteps
+        if batch.flavour.row_feedback and self._terms != ():
+            rounder = BlockSteps(steps, cols, trellis=trellis, spreads=spreads)
+            solved = quantize_blocks(batch.WT, batch.U, batch.blocks, rounder)
+        else:
+            gains = weights if batch.flavour.gains else None
+            rounder = ColumnSteps(
+                steps,
+                cols,
+                gain_weights=gains,
+                trellis=trellis,
+                spreads=spreads,
+                bounds=batch.bounds,
+            )
+            solved = quantize_columns(batch.WT.clone(), batch.U, rounder)
         out = {}
         for place in batch.places:
             name, rule = place.entry.name, rules[place.entry.name]

@@ -15,7 +15,7 @@ labels drawn from the softmax, and a standard normal draw for an output with uni
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from qpack.distributed import world_size
 from qpack.errors import CalibrationError
+from qpack.quant.moments import add_moments, empty_moments
 from qpack.quant.tap import Watch
 
 Likelihood = Literal["categorical", "gaussian"]
@@ -47,7 +48,8 @@ class GradientTap(Watch):
 
     `gradients`: weight -> (rows,) float64, sums of squares over all uses. `lookups`: table ->
     (rows,) float64, how often each row was looked up. `looked_up`: table -> (cols,) float64, sums
-    of squares over lookups.
+    of squares over lookups. `moments`: weight that is no table -> (runs, side, side) float32, sums
+    of `g g^T` over all uses (`qpack.quant.moments`).
 
     `shares` is of the backward passes since `forget`: weight -> for each of its uses, the last one
     first, (inputs,) float32: what part of the squared gradients each input has, see `shares_of`.
@@ -62,6 +64,7 @@ class GradientTap(Watch):
         self.gradients: dict[str, Tensor] = {}
         self.lookups: dict[str, Tensor] = {}
         self.looked_up: dict[str, Tensor] = {}
+        self.moments: dict[str, Tensor] = {}
         self.shares: dict[str, list[Tensor]] = {}
 
     def __torch_dispatch__(
@@ -124,6 +127,10 @@ class GradientTap(Watch):
     def _used(self, name: str, rows: Tensor) -> None:
         """Gradients (inputs, rows) at the outputs of one use of a weight."""
         self._add(self.gradients, name, rows)
+        if name not in {table for table, _ in self._tables.values()}:
+            if name not in self.moments:
+                self.moments[name] = empty_moments(rows, rows.shape[1])
+            add_moments(self.moments[name], rows.float())
         self.shares.setdefault(name, []).append(shares_of(rows.float().square()))
 
     def _lookup(self, indices: Tensor, gradient: Tensor) -> None:
@@ -164,6 +171,7 @@ class Sensitivities:
     gradients: dict[str, Tensor]
     lookups: dict[str, Tensor]
     looked_up: dict[str, Tensor]
+    moments: dict[str, Tensor]
     places: int
 
 
@@ -172,13 +180,13 @@ def means(tap: GradientTap, places: int, *, device: torch.device | str) -> Sensi
 
     Raises `CalibrationError` naming every weight whose gradients are not finite.
     """
-    found = [tap.gradients, tap.lookups, tap.looked_up]
+    found = [tap.gradients, tap.lookups, tap.looked_up, tap.moments]
     if world_size() > 1:
         count = torch.tensor(places, device=device)
         dist.all_reduce(count)
         places = int(count)
-        for sums, axis in zip(found, (0, 0, 1), strict=True):
-            _all_reduce(sums, tap.parameters, axis, device)
+        for sums, like in zip(found, (_a_row, _a_row, _a_column, _a_moment), strict=True):
+            _all_reduce(sums, tap.parameters, like, device)
     bad = [name for sums in found for name, x in sums.items() if not bool(x.isfinite().all())]
     if bad:
         raise CalibrationError(
@@ -186,19 +194,32 @@ def means(tap: GradientTap, places: int, *, device: torch.device | str) -> Sensi
             items=sorted(set(bad)),
             hint="check the checkpoint with `qpack eval`; its loss is likely NaN",
         )
-    gradients, lookups, looked_up = found
+    gradients, lookups, looked_up, moments = found
     return Sensitivities(
         gradients={name: (x / places).float() for name, x in gradients.items()},
         lookups={name: (x / places).float() for name, x in lookups.items()},
         looked_up={name: (x / lookups[name].sum()).float() for name, x in looked_up.items()},
+        moments={name: x / places for name, x in moments.items()},
         places=places,
     )
+
+
+def _a_row(parameter: Tensor) -> Tensor:
+    return parameter.new_zeros(parameter.shape[0], dtype=torch.float64)
+
+
+def _a_column(parameter: Tensor) -> Tensor:
+    return parameter.new_zeros(parameter[0].numel(), dtype=torch.float64)
+
+
+def _a_moment(parameter: Tensor) -> Tensor:
+    return empty_moments(parameter, parameter.shape[0])
 
 
 def _all_reduce(
     sums: dict[str, Tensor],
     parameters: Mapping[str, Tensor],
-    axis: int,
+    zeros: Callable[[Tensor], Tensor],
     device: torch.device | str,
 ) -> None:
     """Sum over ranks in one order; what no rank saw stays absent."""
@@ -206,9 +227,7 @@ def _all_reduce(
     dist.all_reduce(seen)
     for (name, parameter), ranks in zip(parameters.items(), seen.tolist(), strict=True):
         if ranks:
-            size = parameter.shape[0] if axis == 0 else parameter[0].numel()
-            sums.setdefault(name, torch.zeros(size, dtype=torch.float64, device=device))
-            dist.all_reduce(sums[name])
+            dist.all_reduce(sums.setdefault(name, zeros(parameter.detach()).to(device)))
 
 
 @contextmanager

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from qpack.progress import Progress
+from qpack.quant.blockwise import RowBlock
 from qpack.quant.factor import Factor, factor_hessian
 from qpack.quant.plan import TensorPlan
+from qpack.quant.rowwise import BLOCK_ROWS, RowFeedback, factor_rows
 from qpack.quant.sensitivity import Form, form_of
 from qpack.quant.statistics import Statistics
 from qpack.rule import Rule
@@ -28,6 +30,8 @@ class Flavour:
     """whether column steps follow U"""
     gains: bool
     trellis: int
+    row_feedback: bool
+    """whether rows make up for rows before them"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -74,6 +78,8 @@ class Batch:
     """(batch, cols, cols)"""
     bounds: tuple[int, ...]
     flavour: Flavour | None
+    blocks: tuple[RowBlock, ...]
+    """with row feedback: of all rows, in order"""
 
 
 class Stacker:
@@ -92,6 +98,7 @@ class Stacker:
         self.row_weights: dict[str, Tensor] = {}
         """rd: (rows,) sensitivities, floored"""
         self.floored: dict[str, int] = {}
+        self._feedback: dict[str, RowFeedback] = {}
 
     def stacks(self, entries: Sequence[TensorPlan], progress: Progress) -> list[Stack]:
         """Group `entries` and factor each group's H. Entries that cannot take part are left out."""
@@ -106,7 +113,8 @@ class Stacker:
                 self.fallbacks[entry.name] = _without_hessian(entry)
                 continue
             leader, H = found
-            key = (leader, rule.damping, rule.act_order, entry.rule.knob, _flavour(rule))
+            flavour = self._flavour(entry.name, rule)
+            key = (leader, rule.damping, rule.act_order, entry.rule.knob, flavour)
             groups.setdefault(key, []).append(entry)
             hessians[key] = H
         stacks = []
@@ -123,7 +131,8 @@ class Stacker:
         alike: dict[tuple[object, ...], list[Stack]] = {}
         for stack in stacks:
             rows = sum(rows_of(entry) for entry in stack.entries)
-            bounds = stack.bounds if stack.flavour and stack.flavour.trellis else None
+            flavour = stack.flavour
+            bounds = stack.bounds if flavour and (flavour.trellis or flavour.row_feedback) else None
             alike.setdefault((rows, len(stack.U), bounds, stack.flavour), []).append(stack)
         return [self._batch(members) for members in alike.values()]
 
@@ -136,16 +145,26 @@ class Stacker:
         form = form_of(name, self._statistics)
         if form is None:
             return None
-        self._note_form(name, form)
+        self._note_form(entry, rule, form)
         own = name in self._statistics.table_sensitivities
         return (name if own else self._statistics.members[name]), form.H
 
-    def _note_form(self, name: str, form: Form) -> None:
-        if form.known:
-            self.row_weights[name] = form.weights.to(self._weights[name].device)
-            self.floored[name] = form.floored
-        else:
+    def _note_form(self, entry: TensorPlan, rule: Rule, form: Form) -> None:
+        name = entry.name
+        if not form.known:
             self.fallbacks[name] = "equal relative steps: its outputs have no sensitivities"
+            return
+        device = self._weights[name].device
+        self.row_weights[name] = form.weights.to(device)
+        self.floored[name] = form.floored
+        moments = self._statistics.moments.get(name)
+        if not rule.row_feedback or moments is None:
+            return
+        found = factor_rows(moments.to(device), rows_of(entry), BLOCK_ROWS)
+        if found is None:
+            self.fallbacks[name] = "no row feedback: its moments could not be factored"
+            return
+        self.row_weights[name], self._feedback[name] = found.weights, found
 
     def _stack(self, entries: list[TensorPlan], hessian: Tensor) -> Stack | None:
         rule = self._rule_of(entries[0])
@@ -161,7 +180,17 @@ class Stacker:
             factor=factor,
             U=factor.U,
             turned=entries[0].rule.knob,
-            flavour=_flavour(rule),
+            flavour=self._flavour(entries[0].name, rule),
+        )
+
+    def _flavour(self, name: str, rule: Rule) -> Flavour | None:
+        if rule.scale != "rd":
+            return None
+        return Flavour(
+            columns="column" in rule.terms,
+            gains=rule.gains,
+            trellis=rule.trellis,
+            row_feedback=name in self._feedback,
         )
 
     def _batch(self, stacks: Sequence[Stack]) -> Batch:
@@ -177,7 +206,23 @@ class Stacker:
             U=torch.stack([stack.U for stack in stacks]),
             bounds=stacks[0].bounds,
             flavour=stacks[0].flavour,
+            blocks=self._blocks(stacks),
         )
+
+    def _blocks(self, stacks: Sequence[Stack]) -> tuple[RowBlock, ...]:
+        """What the rows of like stacks do for each other; none where they have no feedback."""
+        if stacks[0].flavour is None or not stacks[0].flavour.row_feedback:
+            return ()
+        blocks: list[RowBlock] = []
+        for members in zip(*(stack.entries for stack in stacks), strict=True):
+            carries = zip(*(self._feedback[entry.name].carry for entry in members), strict=True)
+            start = blocks[-1].rows.stop if blocks else 0
+            for level, carry in enumerate(carries):
+                stop = start + carry[0].shape[1]
+                carried = torch.stack(carry) if len(carry[0]) else None
+                blocks.append(RowBlock(rows=slice(start, stop), level=level, carry=carried))
+                start = stop
+        return tuple(blocks)
 
     def _ordered_transpose(self, stack: Stack) -> Tensor:
         """Dead columns multiply inputs that are always zero, so zeros cost nothing there; but the
@@ -198,12 +243,6 @@ _Key = tuple[str, float, bool, bool, Flavour | None]
 def rows_of(entry: TensorPlan) -> int:
     """A tensor of fewer than two dimensions is one row."""
     return entry.shape[0] if len(entry.shape) >= 2 else 1
-
-
-def _flavour(rule: Rule) -> Flavour | None:
-    if rule.scale != "rd":
-        return None
-    return Flavour(columns="column" in rule.terms, gains=rule.gains, trellis=rule.trellis)
 
 
 def _without_hessian(entry: TensorPlan) -> str:

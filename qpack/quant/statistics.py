@@ -1,7 +1,8 @@
 """Calibration statistics as a value, and as a file bound to its checkpoint by hash.
 
-The file is safetensors: one float32 upper triangle for each Hessian (the lower one is its mirror)
-and one vector for each sensitivity, with the groups, counts and provenance as JSON in the metadata.
+The file is safetensors: one float32 upper triangle for each Hessian (the lower one is its mirror),
+one for each run of rows of a moment, and one vector for each sensitivity, with the groups, counts
+and provenance as JSON in the metadata.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from torch import Tensor
 
 from qpack.artifact.writer import write_atomic
 from qpack.errors import CalibrationError
+from qpack.quant.moments import num_runs, side_of
 
-SCHEMA = "qpack.statistics/3"
+SCHEMA = "qpack.statistics/4"
 
 _MATRICES = ("hessians", "weighted")
 """Fields that are a symmetric matrix a group; stored as FIELD/LEADER."""
 
 _VECTORS = ("sensitivities", "frequencies", "table_sensitivities")
 """Fields that are a vector a tensor; stored as FIELD/NAME."""
+
+_RUNS = "moments"
+"""The field that is a stack of symmetric matrices a tensor; stored as FIELD/NAME."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -55,8 +60,11 @@ class Statistics:
     """table -> (rows,) float32: lookups of each row a token, summed over uses"""
     table_sensitivities: dict[str, Tensor] = field(default_factory=dict)
     """table -> (cols,) float32: mean over lookups of the squared gradient of what was looked up"""
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    """weight that is no table -> (runs, side, side) float32: mean over tokens of g g^T, g the
+    gradients of a run's outputs, summed over the uses of the weight"""
     sensitivity_tokens: int = 0
-    """tokens behind the three; 0: none were gathered"""
+    """tokens behind the four; 0: none were gathered"""
 
     def hessian(self, name: str) -> Tensor | None:
         """H of weight `name`, or None where calibration never saw it in a product."""
@@ -75,6 +83,9 @@ def save_statistics(path: Path, statistics: Statistics, *, force: bool = False) 
     for kind in _VECTORS:
         for name, values in getattr(statistics, kind).items():
             tensors[f"{kind}/{name}"] = values.cpu().contiguous()
+    for name, runs in statistics.moments.items():
+        rows, columns = torch.triu_indices(runs.shape[1], runs.shape[1], device=runs.device)
+        tensors[f"{_RUNS}/{name}"] = runs[:, rows, columns].cpu().contiguous()
     description = {
         "schema": SCHEMA,
         "counts": statistics.counts,
@@ -106,13 +117,14 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
             f"{path.name}: not a statistics file of this version",
             hint="write the file again with --save-stats",
         )
-    kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_MATRICES, *_VECTORS)}
+    kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_MATRICES, *_VECTORS, _RUNS)}
     for key, tensor in stored.items():
         kind, _, name = key.partition("/")
         kinds.setdefault(kind, {})[name] = tensor
-    packed, weighted = (kinds.pop(kind) for kind in _MATRICES)
+    packed, weighted, moments = (kinds.pop(kind) for kind in (*_MATRICES, _RUNS))
     problems = _description_problems(description, packed) + _vector_problems(description, kinds)
     problems += _weighted_problems(weighted, packed)
+    problems += _moment_problems(moments, kinds["sensitivities"])
     if problems:
         raise CalibrationError(
             f"{path.name}: damaged statistics",
@@ -135,6 +147,10 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
         fingerprint=fingerprint,
         source=description["source"],
         weighted={name: _unpack(triangle).to(device) for name, triangle in weighted.items()},
+        moments={
+            name: torch.stack([_unpack(run) for run in runs]).to(device)
+            for name, runs in moments.items()
+        },
         sensitivity_tokens=description["sensitivity_tokens"],
         **{
             kind: {name: values.to(device) for name, values in kinds[kind].items()}
@@ -186,6 +202,21 @@ def _weighted_problems(weighted: dict[str, Tensor], packed: dict[str, Tensor]) -
         if name not in packed or packed[name].numel() != triangle.numel():
             problems.append(f"weighted {name}: no Hessian of its size")
     return sorted(problems)
+
+
+def _moment_problems(moments: dict[str, Tensor], sensitivities: dict[str, Tensor]) -> list[str]:
+    """What is wrong with the moments, a line each."""
+    problems = []
+    for name, runs in moments.items():
+        rows = len(sensitivities.get(name, ()))
+        if runs.ndim != 2 or rows == 0 or len(runs) != num_runs(rows):
+            problems.append(f"moments {name}: not one of each run of its rows")
+            continue
+        for run in runs:
+            problems += _triangle_problems(f"moments {name}", run)
+        if _side(runs[0]) != side_of(rows):
+            problems.append(f"moments {name}: of another size than its runs of rows")
+    return sorted(set(problems))
 
 
 def _triangle_problems(name: str, triangle: Tensor) -> list[str]:

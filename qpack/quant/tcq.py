@@ -2,7 +2,7 @@
 
 For a fixed column all rows are independent given the columns before it, so the column loop of GPTQ
 can round a whole column at once. A path of the trellis (`qpack.trellis`) gives every row an integer
-m; among all paths from state 0 the search finds one that minimises
+m; among all paths from a first state the search finds one that minimises
 
     sum over rows of (u - m)^2 + shrink m^2,    u = weight / fine step, shrink = d / s^2
 
@@ -46,20 +46,24 @@ def round_column(
     shrink: Tensor,  # (batch, rows) float32
     bounds: tuple[int, ...],
     states: int,
+    at: Tensor | None = None,  # (batch, segments) int32
 ) -> Tensor:
     """Integers (batch, rows), float32 like `u`: the best path of each segment.
 
-    `bounds` are the rows at which segments start, the first of them 0: each starts in state 0.
-    Ties go to branch bit 0, at the end to the lowest state. The result does not depend on the
-    number of threads, which is torch's, nor on the device. Raises `SetupError` without numba.
+    `bounds` are the rows at which segments start, the first of them 0. A segment starts in the
+    state that `at` says, 0 without it; on return `at` holds the states in which they end. Ties go
+    to branch bit 0, at the end to the lowest state. The result does not depend on the number of
+    threads, which is torch's, nor on the device. Raises `SetupError` without numba.
     """
+    if at is None:
+        at = torch.zeros((len(u), len(bounds)), dtype=torch.int32, device=u.device)
     if u.is_cuda:
         from qpack.quant.tcq_cuda import search  # Triton comes with torch for CUDA alone
 
-        return search(u, shrink, bounds, states)
+        return search(u, shrink, bounds, states, at)
     out = np.empty(tuple(u.shape), np.float32)
     starts = np.array((*bounds, u.shape[1]), np.int64)
-    column = _Column(_array(u), _array(shrink), out, starts, states)
+    column = _Column((_array(u), _array(shrink), out, (starts, at.numpy())), states)
     column.solve(_chunks((*bounds, u.shape[1]), len(u)))
     return torch.from_numpy(out)
 
@@ -68,7 +72,7 @@ def _array(x: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(x.detach().numpy())
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _chunks(starts: tuple[int, ...], batch: int) -> tuple[range, ...]:
     """All segments, numbered through the batch, in groups of at least `CHUNK_ROWS` rows each but
     for the last."""
@@ -88,8 +92,9 @@ class _Column:
     Threads of our own, as numba's wait for each other even where one has nothing to do.
     """
 
-    def __init__(self, u: Any, shrink: Any, out: Any, starts: Any, states: int) -> None:
-        self._arrays = u, shrink, out, starts
+    def __init__(self, arrays: tuple[Any, ...], states: int) -> None:
+        """`arrays` as `_search` takes them."""
+        self._arrays = arrays
         self._search = _search(states)
         self._waiting: deque[range] = deque()
 
@@ -118,24 +123,28 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @cache
 def _search(states: int) -> Any:
-    """The compiled search: u, shrink, out (batch, rows); starts (segments + 1,); which segments."""
+    """The compiled search: u, shrink, out (batch, rows); starts (segments + 1,) and states (batch,
+    segments) of the paths; which segments."""
     njit = _njit()
     nearest = njit(_nearest)
     forward = njit(_forward(states, nearest, njit(_lowest)))
     back = njit(_back(states, nearest))
 
-    def search(u: Any, shrink: Any, out: Any, starts: Any, which: Any) -> None:
+    def search(u: Any, shrink: Any, out: Any, paths: Any, which: Any) -> None:
+        starts, at = paths
         segments = len(starts) - 1
         chosen = np.empty(u.shape[1], np.uint64)
         for number in range(which[0], which[1]):
             entry, part = number // segments, number % segments
             begin, end = starts[part], starts[part + 1]
             values, weights = u[entry, begin:end], shrink[entry, begin:end]
-            state = forward(values, weights, chosen)
+            state = forward(values, weights, at[entry, part], chosen)
             back(values, weights, chosen, state, out[entry, begin:end])
+            at[entry, part] = state
 
     matrix = "float32[:, ::1]"
-    types = f"void({matrix}, {matrix}, {matrix}, int64[::1], UniTuple(int64, 2))"
+    paths = "Tuple((int64[::1], int32[:, ::1]))"
+    types = f"void({matrix}, {matrix}, {matrix}, {paths}, UniTuple(int64, 2))"
     return njit(types, nogil=True)(search)
 
 
@@ -183,14 +192,14 @@ def _forward(states: int, nearest: Any, lowest: Any) -> Any:
     half, odd, branch = links(states)
     unreached = np.float32(np.inf)
 
-    def forward(u: Any, shrink: Any, chosen: Any) -> Any:
+    def forward(u: Any, shrink: Any, start: int, chosen: Any) -> Any:
         """Fill `chosen` (rows,): bit s is the branch by which state s is reached; the last state.
 
         `from_even` and `from_odd` are costs of the row before, by t.
         """
         cost = np.full(states, unreached, np.float32)
         from_even, from_odd = np.empty(half, np.float32), np.empty(half, np.float32)
-        cost[0] = _ZERO
+        cost[start] = _ZERO
         for r in range(len(u)):
             weight = _ONE + shrink[r]
             target = u[r] / weight

@@ -24,7 +24,7 @@ def _nearest(target, coset):
 
 @triton.jit
 def _search(
-    u_ptr, shrink_ptr, starts_ptr, chosen_ptr, out_ptr, num_rows,
+    u_ptr, shrink_ptr, starts_ptr, at_ptr, chosen_ptr, out_ptr, num_rows,
     HALF: tl.constexpr, ODD: tl.constexpr, BRANCH: tl.constexpr, REBASE: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(1)
@@ -35,6 +35,7 @@ def _search(
     shrink_ptr += offset
     chosen_ptr += offset
     out_ptr += offset
+    at_ptr += tl.program_id(0) * tl.num_programs(1) + part
 
     s = tl.arange(0, 2 * HALF)
     parity = s // HALF
@@ -42,7 +43,7 @@ def _search(
     from_zero, from_one = 2 * t + parity, 2 * (t ^ BRANCH) + parity
     coset = parity.to(tl.float32)
     place = tl.full([2 * HALF], 1, tl.int64) << s.to(tl.int64)
-    cost = tl.where(s == 0, 0.0, float("inf"))
+    cost = tl.where(s == tl.load(at_ptr), 0.0, float("inf"))
     for r in range(rows):
         weight = 1.0 + tl.load(shrink_ptr + r)
         target = tl.div_rn(tl.load(u_ptr + r), weight)
@@ -56,6 +57,7 @@ def _search(
     # What one thread has stored, all of them read.
     tl.debug_barrier()
     state = tl.argmin(cost, 0)
+    tl.store(at_ptr, state)
     for back in range(rows):
         r = rows - 1 - back
         last = state // HALF
@@ -65,15 +67,16 @@ def _search(
         state = 2 * ((state & (HALF - 1)) ^ (last * ODD) ^ (bit * BRANCH)) + last
 
 
-def search(u: Tensor, shrink: Tensor, bounds: tuple[int, ...], states: int) -> Tensor:
-    """As `tcq.round_column`: u, shrink (batch, rows) float32 on the device; integers like u."""
+def search(u: Tensor, shrink: Tensor, bounds: tuple[int, ...], states: int, at: Tensor) -> Tensor:
+    """As `tcq.round_column`: u, shrink (batch, rows) float32, at (batch, segments) int32, on the
+    device; integers like u."""
     batch, rows = u.shape
     out = torch.empty((batch, rows), dtype=torch.float32, device=u.device)
     if not out.numel():
         return out
     half, odd, branch = links(states)
     _search[(batch, len(bounds))](
-        u.contiguous(), shrink.contiguous(), _starts((*bounds, rows), u.device),
+        u.contiguous(), shrink.contiguous(), _starts((*bounds, rows), u.device), at,
         torch.empty((batch, rows), dtype=torch.int64, device=u.device), out, rows,
         HALF=half, ODD=odd, BRANCH=branch, REBASE=REBASE_ROWS,
         num_warps=1, enable_fp_fusion=False,
@@ -81,7 +84,7 @@ def search(u: Tensor, shrink: Tensor, bounds: tuple[int, ...], states: int) -> T
     return out
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _starts(rows: tuple[int, ...], device: torch.device) -> Tensor:
     """On the device once: a copy for every column would make each of them wait."""
     return torch.tensor(rows, dtype=torch.int32, device=device)

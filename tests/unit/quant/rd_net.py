@@ -52,10 +52,19 @@ def with_sensitivities(statistics: Statistics, tensors: dict[str, Tensor]) -> St
     def uneven(count: int) -> Tensor:
         return torch.exp(torch.randn(count, generator=generator))
 
+    def moments(rows: int) -> Tensor:
+        g = torch.randn(3 * rows, rows, generator=generator) + torch.randn(
+            3 * rows, 1, generator=generator
+        )
+        return (g.T @ g / len(g))[None]
+
     return replace(
         statistics,
         sensitivities={name: uneven(len(tensors[name])) for name in statistics.members},
         frequencies={"table.weight": uneven(PIECES) / PIECES, "hash.weight": uneven(32) / 32},
         table_sensitivities={"table.weight": uneven(WIDTH), "hash.weight": uneven(WIDTH)},
+        moments={
+            name: moments(len(tensors[name])) for name in statistics.members if "table" not in name
+        },
         sensitivity_tokens=512,
     )

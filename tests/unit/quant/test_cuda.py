@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from qpack.quant import stacks
 from qpack.quant.calibrate import collect
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import classify, make_plan
@@ -41,9 +42,13 @@ def test_cuda_agrees_with_the_cpu() -> None:
         assert (other.integers != tensor.integers).mean() < 1e-3
 
 
+@pytest.mark.parametrize("how", ["gains", "row_feedback"])
 @pytest.mark.parametrize("trellis", [0, 8])
-def test_rule_rd_on_cuda_agrees_with_the_cpu(trellis: int) -> None:
-    tensors, plan, statistics = rd_net.case(f"trellis = {trellis}\ngains = true")
+def test_rule_rd_on_cuda_agrees_with_the_cpu(
+    trellis: int, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacks, "BLOCK_ROWS", 4)
+    tensors, plan, statistics = rd_net.case(f"trellis = {trellis}\n{how} = true")
     out = {
         device: Quantizer(tensors, plan, statistics, device=device).quantize(0.7)
         for device in ("cpu", "cuda")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qpack.errors import CalibrationError
+from qpack.quant import stacks
 from qpack.quant.calibrate import collect
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import classify, make_plan
@@ -94,8 +95,9 @@ def test_other_terms_leave_the_first_quantizer_alone() -> None:
     assert (before.integers == after.integers).all() and after.col_codes is not None
 
 
-def test_a_trellis_is_obeyed_by_every_tensor() -> None:
-    tensors, plan, statistics = case("trellis = 8\ngains = true")
+@pytest.mark.parametrize("how", ["gains", "row_feedback"])
+def test_a_trellis_is_obeyed_by_every_tensor(how: str) -> None:
+    tensors, plan, statistics = case(f"trellis = 8\n{how} = true")
     for tensor in Quantizer(tensors, plan, statistics).quantize(1.0).values():
         assert tensor.trellis == 8
         assert obeys(tensor.integers, 8), tensor.name
@@ -142,6 +144,7 @@ def broken(statistics: Statistics, kind: str) -> Statistics:
     return statistics
 
 
+@pytest.mark.parametrize("how", ["gains", "row_feedback"])
 @pytest.mark.parametrize("trellis", [0, 8])
 @pytest.mark.parametrize(
     ("kind", "reason"),
@@ -154,9 +157,9 @@ def broken(statistics: Statistics, kind: str) -> Statistics:
     ],
 )
 def test_bad_statistics_give_a_right_result_and_are_reported(
-    kind: str, reason: str | None, trellis: int
+    kind: str, reason: str | None, trellis: int, how: str
 ) -> None:
-    tensors, plan, statistics = case(f"trellis = {trellis}\ngains = true")
+    tensors, plan, statistics = case(f"trellis = {trellis}\n{how} = true")
     quantizer = Quantizer(tensors, plan, broken(statistics, kind))
     found = decoded(quantizer.quantize(0.1)["up.weight"])
     assert torch.isfinite(found).all()
@@ -169,8 +172,9 @@ def test_bad_statistics_give_a_right_result_and_are_reported(
     assert other.norm() < 0.5 * tensors["q.weight"].norm()
 
 
+@pytest.mark.parametrize("how", ["gains", "row_feedback"])
 @pytest.mark.parametrize("trellis", [0, 8])
-def test_odd_shapes_and_constant_weights(trellis: int) -> None:
+def test_odd_shapes_and_constant_weights(trellis: int, how: str) -> None:
     class Use(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -191,7 +195,7 @@ def test_odd_shapes_and_constant_weights(trellis: int) -> None:
         shape = part.weight.shape
         part.weight.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
     tensors = dict(use.state_dict())
-    text = f'[[rule]]\nmatch = "re:.*"\nscale = "rd"\nc = 0.2\ngains = true\ntrellis = {trellis}'
+    text = f'[[rule]]\nmatch = "re:.*"\nscale = "rd"\nc = 0.2\n{how} = true\ntrellis = {trellis}'
     plan = make_plan(tensors, classify(use), {}, parse_recipe(text, name="r"))
     inputs = torch.randn(64, 24, generator=torch.Generator().manual_seed(3))
     statistics = with_bare_sensitivities(collect(use, [inputs], fingerprint="f"), tensors)
@@ -202,11 +206,13 @@ def test_odd_shapes_and_constant_weights(trellis: int) -> None:
 
 def with_bare_sensitivities(statistics: Statistics, tensors: dict[str, Tensor]) -> Statistics:
     g = {name: torch.ones(len(tensors[name])) for name in statistics.members}
-    return replace(statistics, sensitivities=g, sensitivity_tokens=64)
+    moments = {name: torch.eye(len(tensors[name]))[None] for name in statistics.members}
+    return replace(statistics, sensitivities=g, moments=moments, sensitivity_tokens=64)
 
 
-def test_same_input_same_integers() -> None:
-    first, second = (Quantizer(*case("trellis = 8\ngains = true")).quantize(0.7) for _ in "ab")
+@pytest.mark.parametrize("how", ["gains", "row_feedback"])
+def test_same_input_same_integers(how: str) -> None:
+    first, second = (Quantizer(*case(f"trellis = 8\n{how} = true")).quantize(0.7) for _ in "ab")
     for name, tensor in first.items():
         assert (tensor.integers == second[name].integers).all()
         assert np.array_equal(columns_of(tensor), columns_of(second[name]))
@@ -216,3 +222,44 @@ def test_sensitivities_of_the_example_are_uneven() -> None:
     _, _, statistics = case()
     again = with_sensitivities(statistics, case()[0])
     assert again.sensitivities["q.weight"].std() > 0.3
+
+
+@pytest.mark.parametrize("trellis", [0, 8])
+def test_row_feedback_costs_less_at_equal_steps(
+    trellis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacks, "BLOCK_ROWS", 4)
+    rule = f'trellis = {trellis}\nterms = ["tensor", "column"]'  # rows have one step either way
+    plain, fed = (Quantizer(*case(rule + more)) for more in ("", "\nrow_feedback = true"))
+    value = 2.0
+    for name in ("up.weight", "down.weight"):
+        costs = []
+        for quantizer in (plain, fed):
+            found = quantizer.quantize(value)[name]
+            scale = decode_steps(found.row_codes, found.octave)[0]
+            nats = quantizer.predicted_nats(name, decoded(found))
+            assert nats is not None
+            costs.append(nats / scale**2)
+        assert costs[1] < 0.9 * costs[0]
+
+
+def test_row_feedback_is_of_weights_that_have_moments() -> None:
+    tensors, plan, statistics = case("row_feedback = true")
+    none = Quantizer(tensors, plan, replace(statistics, moments={}))
+    plain = Quantizer(*case())
+    for name, tensor in none.quantize(1.0).items():
+        assert (tensor.integers == plain.quantize(1.0)[name].integers).all()
+
+
+def test_without_terms_rows_have_no_feedback() -> None:
+    fed, plain = Quantizer(*case("row_feedback = true")), Quantizer(*case())
+    for name, tensor in fed.with_terms(()).quantize(1.0).items():
+        assert (tensor.integers == plain.with_terms(()).quantize(1.0)[name].integers).all()
+
+
+def test_moments_that_cannot_be_factored_are_reported() -> None:
+    tensors, plan, statistics = case("row_feedback = true")
+    statistics.moments["up.weight"][0, 0, 1] = float("nan")
+    quantizer = Quantizer(tensors, plan, statistics)
+    assert quantizer.fallbacks["up.weight"].startswith("no row feedback")
+    assert torch.isfinite(decoded(quantizer.quantize(1.0)["up.weight"])).all()

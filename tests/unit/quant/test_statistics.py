@@ -21,6 +21,7 @@ def sample() -> Statistics:
         sensitivities={"a": torch.rand(5), "a2": torch.rand(3)},
         frequencies={"b": torch.rand(4)},
         table_sensitivities={"b": torch.rand(1)},
+        moments={"a": (X[:, :5].T @ X[:, :5])[None]},
         sensitivity_tokens=20,
     )
 
@@ -38,6 +39,8 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         old, new = getattr(before, kind), getattr(after, kind)
         assert old.keys() == new.keys()
         assert all(torch.equal(old[name], new[name]) for name in old)
+    assert after.moments.keys() == before.moments.keys()
+    torch.testing.assert_close(after.moments["a"], before.moments["a"])
     assert after.weighted.keys() == before.weighted.keys()
     for old, new in ((before.hessians, after.hessians), (before.weighted, after.weighted)):
         for name, H in old.items():
@@ -90,14 +93,14 @@ def test_statistics_that_do_not_agree_with_themselves(tmp_path: Path) -> None:
 
     def write(tensors: dict[str, torch.Tensor], **changes: object) -> Path:
         description = {
-            "schema": "qpack.statistics/3", "counts": {"a": 3}, "members": {"a": "a"},
+            "schema": "qpack.statistics/4", "counts": {"a": 3}, "members": {"a": "a"},
             "fingerprint": "abc", "source": {}, "sensitivity_tokens": 3,
         } | changes  # fmt: skip
         path = tmp_path / "s.safetensors"
         safetensors.torch.save_file(tensors, path, metadata={"qpack": json.dumps(description)})
         return path
 
-    triangle = {"hessians/a": torch.ones(6)}
+    triangle, g = {"hessians/a": torch.ones(6)}, {"sensitivities/a": torch.ones(2)}
     load_statistics(write(triangle), fingerprint="abc", device="cpu")
     for tensors, changes, words in (
         ({"hessians/a": torch.ones(5)}, {}, "no triangle"),
@@ -107,6 +110,10 @@ def test_statistics_that_do_not_agree_with_themselves(tmp_path: Path) -> None:
         (triangle | {"sensitivities/a": -torch.ones(2)}, {}, "sensitivities of a: values"),
         (triangle | {"frequencies/a": torch.ones(2)}, {}, "different tables"),
         (triangle | {"a": torch.ones(2)}, {}, "a: of an unknown kind"),
+        (triangle | {"moments/a": torch.ones(1, 3)}, {}, "moments a: not one of each run"),
+        (triangle | g | {"moments/a": torch.ones(2, 3)}, {}, "moments a: not one of each run"),
+        (triangle | g | {"moments/a": torch.ones(1, 6)}, {}, "moments a: of another size"),
+        (triangle | g | {"moments/a": torch.full((1, 3), torch.inf)}, {}, "not finite"),
         (triangle, {"sensitivity_tokens": -1}, "sensitivity_tokens"),
         (triangle, {"counts": {}}, "a: no count"),
         (triangle, {"counts": None}, "counts: missing"),

@@ -84,6 +84,34 @@ def test_every_segment_starts_in_state_0_and_is_searched_alone() -> None:
     assert torch.equal(together, torch.cat(alone, dim=1))
 
 
+@pytest.mark.parametrize("states", STATES)
+def test_a_segment_may_go_on_where_another_ended(states: int) -> None:
+    u, shrink = given(60, batch=2, seed=1)
+    at = torch.zeros(2, 1, dtype=torch.int32)
+    parts = [
+        round_column(u[:, p].clone(), shrink[:, p].clone(), (0,), states, at)
+        for p in (slice(0, 25), slice(25, 60))
+    ]
+    for column, end in zip(torch.cat(parts, dim=1).to(torch.int64), at[:, 0], strict=True):
+        assert obeys(column[:, None].numpy(), states)
+        state = 0
+        for m in column.tolist():
+            state = int(next_states(states)[state, (m >> 1) & 1])
+        assert state == int(end)
+
+
+def test_segments_start_in_states_of_their_own() -> None:
+    u, shrink = given(20, batch=1)
+    at = torch.tensor([[5, 2]], dtype=torch.int32)
+    m = round_column(u, shrink, (0, 10), 8, at)[0].to(torch.int64)
+    assert m[0] % 2 == 1 and m[10] % 2 == 0
+    alone = torch.tensor([[2]], dtype=torch.int32)
+    assert torch.equal(
+        round_column(u[:, 10:].clone(), shrink[:, 10:].clone(), (0,), 8, alone)[0].long(), m[10:]
+    )
+    assert int(alone) == int(at[0, 1])
+
+
 def test_without_a_rate_term_more_states_leave_less_distortion() -> None:
     u, _ = given(4000)
     none = torch.zeros_like(u)

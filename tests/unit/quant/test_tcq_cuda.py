@@ -15,8 +15,11 @@ def test_cuda_equals_the_cpu(states: int, bounds: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(states)
     u = 2.5 * torch.randn(5, 2000, generator=generator)
     shrink = 0.1 * torch.rand(5, 2000, generator=generator)
-    there = round_column(u.cuda(), shrink.cuda(), bounds, states)
-    assert torch.equal(there.cpu(), round_column(u, shrink, bounds, states))
+    here = torch.randint(states, (5, len(bounds)), generator=generator, dtype=torch.int32)
+    at = here.cuda()
+    there = round_column(u.cuda(), shrink.cuda(), bounds, states, at)
+    assert torch.equal(there.cpu(), round_column(u, shrink, bounds, states, here))
+    assert torch.equal(at.cpu(), here)
 
 
 @pytest.mark.parametrize(("scale", "pull"), [(0.0, 0.1), (1e-3, 0.0), (1e4, 0.0), (1.0, 1e6)])
