@@ -1,0 +1,171 @@
+"""Tables of what quantizers and coders come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tabulate_results import result, table
+
+
+def headline() -> str:
+    """The pack of the 27 M-parameter model, and the demo."""
+    rows = []
+    for name, file in (("golf27m, 27.1 M parameters", "pack_golf27m_12MB"), ("the demo", "demo")):
+        r = result(file)
+        rows.append(
+            [
+                name,
+                f"{r['budget_bytes']:,} B",
+                f"{r['artifact_bytes']:,} B",
+                f"{r['bits_per_weight']:.3f}",
+                f"{r['bpb_float']:.4f}",
+                f"{r['bpb_decoded']:.4f}",
+                f"{r['kl']:.4f}",
+                f"{sum(stage['seconds'] for stage in r['stages']):.0f} s",
+                f"{max(stage['peak_rss_bytes'] for stage in r['stages']) / 1e9:.1f} GB",
+            ]
+        )
+    head = ["model", "budget", "file, decoder included", "bits a weight", "BPB before"]
+    return table([*head, "BPB after", "KL", "pack time, 2 cores", "peak memory"], rows)
+
+
+def bits() -> str:
+    """Bit widths of the matrices."""
+    rows = [
+        [
+            row["name"],
+            f"{row['bytes']:,}",
+            f"{row['bits_per_weight']:.3f}",
+            f"{row['bpb']:.5f}",
+            f"{row['gap']:+.5f}",
+            f"{row['kl']:.5f}",
+        ]
+        for row in result("bits_golf27m")["rows"]
+    ]
+    return table(["matrices", "bytes", "bits a weight", "BPB", "gap", "KL"], rows)
+
+
+def codecs() -> str:
+    """All integer streams together, a row a codec."""
+    measured = result("codecs_golf27m")
+    rows = [
+        [
+            row["codec"],
+            f"{row['bytes']:,}",
+            f"{row['bits_per_weight']:.4f}",
+            # Storing is a copy: its speed is the memory's.
+            "" if row["codec"] == "store" else f"{row['encode_mb_s']:.2f}",
+            "" if row["codec"] == "store" else f"{row['decode_mb_s']:.0f}",
+        ]
+        for row in measured["rows"]
+        if row["stream"] == "all"
+    ]
+    entropy = measured["entropy_bits_per_weight"]
+    rows.append(["zero-order entropy", "", f"{entropy:.4f}", "", ""])
+    return table(["codec", "bytes", "bits a weight", "encode MB/s", "decode MB/s"], rows)
+
+
+def solver() -> str:
+    """GPTQ at the record recipe, on both kinds of machine."""
+    rows = []
+    for name, file in (("2 CPU cores", "solver_golf27m_cpu"), ("one H100", "solver_golf27m_h100")):
+        r = result(file)
+        rows.append(
+            [
+                name,
+                f"{r['bits_per_weight']:.3f}",
+                f"{r['kl']:.5f}",
+                f"{r['worst_error_over_rtn']['ratio']:.2f}",
+                f"{r['calibrate_seconds']:.1f} s",
+                f"{r['factor_and_prepare_seconds']:.2f} s",
+                f"{r['seconds']['column_loop']:.2f} s",
+            ]
+        )
+    head = ["machine", "bits a weight", "KL", "worst error over RTN", "calibration"]
+    return table([*head, "factors", "column loop"], rows)
+
+
+def gap() -> str:
+    """Rounding against the Gaussian bound, a row a trellis."""
+    by_states: dict[int, list[float]] = {}
+    for row in result("gap")["rows"]:
+        by_states.setdefault(row["states"], []).append(row["gap"])
+    rows = [
+        [f"{states} states" if states else "none", f"{min(gaps):.3f}", f"{max(gaps):.3f}"]
+        for states, gaps in by_states.items()
+    ]
+    return table(["trellis", "least bits over the bound", "most"], rows)
+
+
+def rate_distortion() -> str:
+    """Quantizers at the bytes of the record recipe."""
+    rows = [
+        [
+            name,
+            f"{row['bytes']:,}",
+            f"{row['bits_per_weight']:.3f}",
+            f"{row['kl']:.5f}",
+            f"{row['kl_ratio']:.3f}",
+            f"{row['gap']:+.5f}",
+        ]
+        for name, row in result("rate_distortion_golf27m")["rows"].items()
+        if "recipe's KL" not in name
+    ]
+    head = ["golf27m", "bytes of the file", "bits a weight", "KL", "of the recipe's", "BPB gap"]
+    return table(head, rows)
+
+
+def third_party() -> str:
+    """AntiBERTy at the bytes of the record recipe."""
+    rows = [
+        [
+            name,
+            f"{r['bytes']:,}",
+            f"{r['bits_per_weight']:.3f}",
+            f"{r['kl']:.5f}",
+            f"{r['kl_ratio']:.3f}",
+        ]
+        for name, r in result("third_party_antiberty")["rows"].items()
+    ]
+    head = ["AntiBERTy", "bytes of the file", "bits a weight", "KL"]
+    return table([*head, "of the recipe's"], rows)
+
+
+def speed() -> str:
+    """Seconds of each stage, on both kinds of machine."""
+    cpu, gpu = (result(f"speed_golf27m_{name}")["seconds"] for name in ("cpu", "h100"))
+    rows = [[name, f"{cpu[name]:.2f} s", f"{gpu[name]:.2f} s"] for name in cpu]
+    return table(["golf27m", "2 CPU cores", "one H100"], rows)
+
+
+def coder() -> str:
+    """The entropy coder beside others, on the same integers."""
+    rows = []
+    for kind, file in (("scalar", "scalar"), ("trellis of 8 states", "trellis8")):
+        r = result(f"coder_golf27m_{file}")
+        for row in r["rows"]:
+            rows.append(
+                [
+                    f"{row['codec']}, {kind}",
+                    f"{row['bytes']:,}",
+                    f"{row['over_ours']:+.2%}",
+                    f"{row['bytes'] / r['ideal_bytes'] - 1:+.3%}",
+                    f"{row['encode_symbols_per_second'] / 1e6:.1f}",
+                    f"{row['decode_symbols_per_second'] / 1e6:.0f}",
+                ]
+            )
+    head = ["coder, golf27m's integers", "bytes", "over ours", "over the ideal"]
+    return table([*head, "encode M/s", "decode M/s"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "bits": bits,
+    "codecs": codecs,
+    "solver": solver,
+    "gap": gap,
+    "rate_distortion": rate_distortion,
+    "third_party": third_party,
+    "speed": speed,
+    "coder": coder,
+}
