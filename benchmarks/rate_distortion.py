@@ -63,6 +63,7 @@ class Row:
 
 
 SCALAR: dict[str, Any] = {"trellis": 0}
+GAINS: dict[str, Any] = {"gains": True, "row_feedback": False}
 ROWS = {
     "rd scalar": Row(rule=SCALAR),
     "rd trellis 8": Row(rule={"trellis": 8}),
@@ -70,19 +71,25 @@ ROWS = {
     "rd trellis 64": Row(rule={"trellis": 64}),
     "rd scalar, tuned": Row(rule=SCALAR, tuned=True),
     "rd trellis 8, tuned": Row(rule={"trellis": 8}, tuned=True),
+    "rd trellis 32, tuned": Row(rule={"trellis": 32}, tuned=True),
     "rd scalar, no tensor term": Row(rule={**SCALAR, "terms": ("row", "column")}),
     "rd scalar, no row term": Row(rule={**SCALAR, "terms": ("tensor", "column")}),
     "rd scalar, no column term": Row(rule={**SCALAR, "terms": ("tensor", "row")}),
     "rd scalar, equal relative steps": Row(rule={**SCALAR, "terms": ()}),
-    "rd scalar, gains": Row(rule={**SCALAR, "gains": True}),
+    "rd scalar, no row feedback": Row(rule={**SCALAR, "row_feedback": False}),
+    "rd trellis 8, no row feedback": Row(rule={"trellis": 8, "row_feedback": False}),
+    "rd scalar, gains, no row feedback": Row(rule={**SCALAR, **GAINS}),
     "rd scalar, damping 0.001": Row(rule={**SCALAR, "damping": 0.001}),
-    "rd trellis 8, gains": Row(rule={"trellis": 8, "gains": True}),
+    "rd trellis 8, gains, no row feedback": Row(rule={"trellis": 8, **GAINS}),
     "rd trellis 4": Row(rule={"trellis": 4}),
     "rd trellis 16": Row(rule={"trellis": 16}),
     "rd scalar at the recipe's KL": Row(rule=SCALAR, equal_kl=True),
     "rd trellis 8 at the recipe's KL": Row(rule={"trellis": 8}, equal_kl=True),
     "rd trellis 32 at the recipe's KL": Row(rule={"trellis": 32}, equal_kl=True),
     "rd trellis 8, tuned, at the recipe's KL": Row(rule={"trellis": 8}, tuned=True, equal_kl=True),
+    "rd trellis 32, tuned, at the recipe's KL": Row(
+        rule={"trellis": 32}, tuned=True, equal_kl=True
+    ),
 }
 
 
@@ -120,6 +127,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
+        options.work.mkdir(parents=True, exist_ok=True)
         saved = options.work / "statistics.safetensors"
         self.pack = PackOptions(
             checkpoint=options.model,

@@ -287,7 +287,8 @@ def token_batches(tokens: NDArray[np.uint16], window: int) -> list[Tensor]:
     """Calibration batches (B, window) int64: consecutive windows; the rest is one short row."""
     whole = len(tokens) // window * window
     data = torch.from_numpy(tokens.astype(np.int64))
-    batches = list(torch.split(data[:whole].reshape(-1, window), batch_rows(window)))
+    windows = torch.split(data[:whole].reshape(-1, window), batch_rows(window))
+    batches = [batch for batch in windows if len(batch)]
     if whole < len(tokens):
         batches.append(data[whole:][None])
     return batches

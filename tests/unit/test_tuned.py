@@ -18,7 +18,7 @@ from qpack.errors import CalibrationError, ConfigError
 from qpack.fit import Fitted, Fitter
 from qpack.inputs import read_inputs
 from qpack.options import PackOptions
-from qpack.pipeline import pack_checkpoint
+from qpack.pipeline import calibration_batches, pack_checkpoint, tuning_batches
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import classify, make_plan, untied
 from qpack.quant.tune import Tuning
@@ -153,6 +153,14 @@ def test_tuning_reads_on_in_the_shard_but_not_what_is_scored(
     inputs = read_inputs(with_out(given, tmp_path / "m.qpk", val=other, tune=1))
     assert np.array_equal(inputs.tuning, shard[first:])
     assert len(read_inputs(with_out(given, tmp_path / "m.qpk", tune_tokens=10_000)).tuning) == 0
+
+
+def test_calibration_tokens_alone_may_be_tuned_on(given: PackOptions) -> None:
+    options = replace(given, tune=1, tune_tokens=given.calib_tokens)
+    inputs = read_inputs(options)
+    batches = calibration_batches(inputs, options, RunLog())[0]
+    found = tuning_batches(inputs, batches, options)
+    assert len(found) == len(batches) and all(len(batch) for batch in found)
 
 
 def test_a_module_is_tuned_to_its_outputs(tmp_path: Path) -> None:
