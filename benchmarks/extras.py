@@ -129,8 +129,10 @@ class Bench:
     # -- sequential calibration ----------------------------------------------------------------
 
     def sequential(self) -> dict[str, Any]:
-        """The same c, calibrated once on the float model and block after block."""
-        plain = self.quantizer("default", self.checkpoint.tensors, self.statistics)
+        """The same c, calibrated once on the float model and block after block, H being of all
+        inputs alike in either."""
+        alike = replace(self.statistics, weighted={})
+        plain = self.quantizer("default", self.checkpoint.tensors, alike)
         begin = plain.quantize(KNOB)
         blocks = sorted({int(n.split(".")[1]) for n in begin if n.startswith("blocks.")})
         rows = {"at once": self._scored(begin)}
@@ -167,6 +169,7 @@ class Bench:
         keep = {members[n] for n in members}
         statistics = replace(
             self.statistics,
+            weighted={},
             hessians={n: H for n, H in hessians.items() if n in keep},
             counts={n: c for n, c in counts.items() if n in keep},
             members=members,

@@ -28,7 +28,7 @@ from qpack.tensors import Contents
 SMALL_BYTES = 1 << 20
 """Integers of at most this many bytes are tried both ways without a sample."""
 
-SAMPLE_BYTES = 1 << 18
+SAMPLE_BYTES = 1 << 17
 MARGIN = 0.01
 """Codecs of bytes go on to the whole if they are within this of rANS by the sample, on which they
 do about 1 % worse than on the whole."""

@@ -12,7 +12,6 @@ from typing import Any
 
 # Polynomials (h0, h1) of the trellises by number of states, without their lowest bit.
 TRELLISES = {4: (2, 1), 8: (5, 2), 16: (9, 2), 32: (18, 4), 64: (33, 10)}
-ESCAPES, UNUSED = 1 << 20, (1 << 20) + 2  # in the place of an integer, and beyond all of them
 STEPS, BLOCK, SIDE = 1 << 20, 1 << 17, 1 << 20
 
 
@@ -47,11 +46,12 @@ def varints(data: bytes) -> list[int]:
 
 
 def tables(numbers: list[int], count: int, limit: int) -> tuple[Any, Any, Any]:
-    """By table and slot, `frequency << 15 | offset << 1 | branch bit`, and the integer; escapes."""
+    """By table and slot, `frequency << 15 | offset << 1 | branch bit`, and the integer, -limit - 1
+    for escapes and, with an entry of 0, where there is no symbol; escapes."""
     import numpy as np
 
     entries, at = np.zeros(count << 14, np.uint32), 0
-    values = np.full(count << 14, UNUSED, np.int32)
+    values = np.full(count << 14, -limit - 1, np.int8 if limit < 128 else np.int16)
     for table in range(count):
         listed, at = numbers[at], at + 1
         if listed:
@@ -64,7 +64,7 @@ def tables(numbers: list[int], count: int, limit: int) -> tuple[Any, Any, Any]:
             least, most = (-limit, limit) if main else (0, 63)
             insist(least <= value[0] and value[listed - 1] <= most)
             if main:
-                branch[-2:], value[-2:] = (0, 1), (ESCAPES, ESCAPES + 1)
+                branch[-2:], value[-2:] = (0, 1), -limit - 1
             offset = np.arange(1 << 14) - np.repeat(f.cumsum() - f, f)
             slots = slice(table << 14, (table + 1) << 14)
             entries[slots] = np.repeat(f << 15 | branch, f) | offset << 1
@@ -126,12 +126,8 @@ class Lanes:
         """
         import numpy as np
 
-        x, take, words, word = (
-            self.state[: index.shape[1]],
-            self.entries.take,
-            self.words,
-            self.word,
-        )
+        x, take = self.state[: index.shape[1]], self.entries.take
+        words, word = self.words, self.word
         # Arrays, not numbers, and results in place: each step takes some twenty calls of numpy.
         slot, high, one, bits = (np.array(n, np.uint32) for n in (0x3FFF, 14, 1, 15))
         low, table, near = np.array(1 << 16, np.uint32), np.array(3 << 14), x < 0
@@ -157,12 +153,13 @@ class Lanes:
             x[short] = x[short] << 16 | words[word : word + len(short)]
             word += len(short)
         self.word = word
-        found = self.values.take(index)
-        where = np.flatnonzero(found >= ESCAPES)
-        mark, kind = found.take(where), (index.take(where) >> 14) % 3
+        found = self.values.take(index, mode="clip")
+        where = np.flatnonzero(found == -self.limit - 1)
+        at = index.take(where)
+        mark, kind = self.entries.take(at), (at >> 14) % 3
         symbol = 2 * self.escapes[self.escape : self.escape + len(mark)] + (mark & 1)
         integer = np.where(kind > 0, 2 * symbol + kind - 1, symbol)
-        insist(mark.max(initial=0) < UNUSED and abs(integer).max(initial=0) <= self.limit)
+        insist(mark.all() and abs(integer).max(initial=0) <= self.limit)
         found.put(where, integer)
         self.escape += len(mark)
         return found
@@ -171,10 +168,10 @@ class Lanes:
         """Class codes, an array for each of `counts`."""
         import numpy as np
 
-        total, lanes, parts = sum(counts), len(self.state), [np.zeros(0, np.uint8)]
+        total, lanes, parts = sum(counts), len(self.state), [np.zeros(0, np.int64)]
         for first in range(0, total, lanes):
             index = np.full((1, min(lanes, total - first)), table << 14)
-            parts.append(self.walk(index, None, None)[0].astype(np.uint8))
+            parts.append(self.walk(index, None, None)[0].astype(np.int64))
         return np.split(np.concatenate(parts), np.cumsum(counts)[:-1])
 
     def end(self) -> None:
@@ -210,6 +207,8 @@ def rans(data: bytes, shapes: list[Any], size: int) -> bytes:
     )
     for row, col in zip(down, across, strict=True):
         insist(int(row.max(initial=0)) + int(col.max(initial=0)) < classes)
+        row *= 3 << 14
+        col *= 3 << 14
     cuts = np.split(out, np.cumsum(elements)[:-1])
     members = [part.reshape(shape) for part, shape in zip(cuts, shapes, strict=True)]
     for batch in batches(filled, width):
@@ -221,8 +220,7 @@ def rans(data: bytes, shapes: list[Any], size: int) -> bytes:
             stop = min(filled[batch[-1][0]][0], top + BLOCK // active + 1)
             index = np.empty((stop - top, active), np.int64)
             for member, own, on in batch:
-                index[:, on] = down[member][top:stop, None] + across[member][own]
-            index *= 3 << 14
+                np.add(down[member][top:stop, None], across[member][own], out=index[:, on])
             found = lanes.walk(index, paths[:active] if paths.any() else None, turn)
             for member, own, on in batch:
                 members[member][top:stop, own] = found[:, on]
