@@ -56,12 +56,16 @@ def muon() -> str:
 def training_quality() -> str:
     """What the preset reaches."""
     rows = []
-    for seconds in (250, 450):
-        record = result(f"train_h100_{seconds}s")
+    for machine, run in (
+        ("one H100, 250 s", "h100_250s"),
+        ("one H100, 450 s", "h100_450s"),
+        ("two H200, 150 s", "2h200_150s"),
+    ):
+        record = result(f"train_{run}")
         r, wiki = record["result"], record.get("scores", {}).get("wiki.val")
         rows.append(
             [
-                f"{seconds} s of training",
+                machine,
                 f"{r['steps']:,}",
                 f"{r['tokens'] / 1e6:.0f} M",
                 f"{r['tokens_per_second']:,.0f}",
@@ -70,7 +74,7 @@ def training_quality() -> str:
                 f"{wiki['bpb']:.4f}" if wiki else "",
             ]
         )
-    head = ["one H100", "steps", "tokens", "tokens a second", "steps of layers"]
+    head = ["time of training", "steps", "tokens", "tokens a second", "steps of layers"]
     return table([*head, "BPB, FineWeb validation", "BPB, Wikipedia"], rows)
 
 
