@@ -33,7 +33,7 @@ from qpack.quant.statistics import Statistics, load_statistics
 from qpack.recipe import read_recipe, recipe_path
 from qpack.tensors import EmbeddedFile
 from qpack.tokenizer import Tokenizer
-from qpack.tokens import check_vocab, read_shard, sha256_file
+from qpack.tokens import check_vocab, count_tokens, read_shard, sha256_file
 
 HELD_OUT_TOKENS = 8_192
 """Most calibration tokens that nothing is fitted to: they judge what was."""
@@ -62,6 +62,8 @@ class Inputs:
     none where it is not asked for"""
     validation: NDArray[np.uint16]
     """targets + 1 tokens"""
+    counts: NDArray[np.int64] | None
+    """(vocabulary,): tokens of the calibration shard, but for those that are scored"""
     codecs: tuple[Codec, ...]
     form: str
     files: tuple[EmbeddedFile, ...]
@@ -111,6 +113,7 @@ def read_inputs(options: PackOptions) -> Inputs:
         calibration=tokens.calibration,
         tuning=tokens.tuning,
         validation=tokens.validation,
+        counts=tokens.counts,
         codecs=codecs,
         form=form,
         files=files,
@@ -186,12 +189,14 @@ class _Tokens:
     calibration: NDArray[np.uint16] | None
     tuning: NDArray[np.uint16]
     validation: NDArray[np.uint16]
+    counts: NDArray[np.int64] | None
     first: int
     """index of the first validation token in its shard"""
 
 
 def _tokens(options: PackOptions, tokenizer: Tokenizer, statistics: Statistics | None) -> _Tokens:
-    """The parts of the shards that are used, for one thing each.
+    """The parts of the shards that are used, for one thing each; and how often each token is in
+    what is not scored.
 
     Disjoint even when they come from one shard, also when that was calibrated on earlier.
     """
@@ -227,8 +232,17 @@ def _tokens(options: PackOptions, tokenizer: Tokenizer, statistics: Statistics |
     if shard is not None and options.tune:
         start = first + needed if same else options.calib_tokens
         tuning = shard[start : start + max(0, options.tune_tokens - options.calib_tokens)]
+    counts = None
+    if shard is not None:
+        counts = count_tokens(shard, tokenizer.vocab_size)
+        if same:
+            counts -= count_tokens(held_out[:needed], tokenizer.vocab_size)
     return _Tokens(
-        calibration=calibration, tuning=tuning, validation=held_out[:needed], first=first
+        calibration=calibration,
+        tuning=tuning,
+        validation=held_out[:needed],
+        counts=counts,
+        first=first,
     )
 
 

@@ -37,6 +37,7 @@ from qpack.progress import SILENT, Progress
 from qpack.quant.budget import search
 from qpack.quant.calibrate import Sensing, collect
 from qpack.quant.engine import Quantizer
+from qpack.quant.frequencies import recounted
 from qpack.quant.statistics import Statistics, save_statistics
 from qpack.quant.tune import Tuning, check_tuning
 from qpack.report import markdown
@@ -193,15 +194,19 @@ def calibrate(
     """Statistics from a file, or of `batches`; written where asked."""
     if inputs.statistics is not None:
         return inputs.statistics
+    sensing = Sensing.of_tokens(batches, options.sens_tokens, seed=options.seed)
     statistics = collect(
         inputs.model,
         batches,
         fingerprint=inputs.checkpoint_sha256,
         source={key: str(value) for key, value in inputs.sources["calibration"].items()},
-        sensing=Sensing.of_tokens(batches, options.sens_tokens, seed=options.seed),
+        sensing=sensing,
         device=inputs.device,
         progress=log,
     )
+    if inputs.counts is not None:
+        sensed = batches[: sensing.batches]
+        statistics = recounted(statistics, sensed, torch.from_numpy(inputs.counts))
     if options.save_stats is not None and distributed.rank() == 0:
         save_statistics(options.save_stats, statistics, force=options.force)
     return statistics

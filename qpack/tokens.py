@@ -106,3 +106,11 @@ def sha256_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def count_tokens(tokens: NDArray[np.uint16], vocab_size: int) -> NDArray[np.int64]:
+    """How often each of the pieces is there, (vocab_size,)."""
+    counts = np.zeros(vocab_size, np.int64)
+    for start in range(0, len(tokens), CHUNK_TOKENS):  # numpy counts a copy in 64 bits
+        counts += np.bincount(tokens[start : start + CHUNK_TOKENS], minlength=vocab_size)
+    return counts

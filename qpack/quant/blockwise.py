@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qpack.quant.columns import BlockSteps
 from qpack.quant.gptq import INNER
+from qpack.quant.group import Group, round_group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -41,11 +42,11 @@ def quantize_blocks(
     WT: Tensor,  # (batch, cols, rows) float32, columns in solver order
     U: Tensor,  # (batch, cols, cols) float32, upper triangular
     blocks: Sequence[RowBlock],
-    rounder: BlockSteps,
+    steps: BlockSteps,
 ) -> Tensor:
     """Integers (batch, cols, rows) as float32. `blocks` cover all rows, in order; those with a
     carry are followed by the blocks it goes to."""
-    train = _Train(WT, U, blocks, rounder)
+    train = _Train(WT, U, blocks, steps)
     for turn in range(train.groups + max(block.level for block in blocks)):
         train.advance(turn)
     return train.integers()
@@ -56,10 +57,10 @@ class _Train:
     column loop knows of them. Blocks are filled up to one size, columns to whole groups."""
 
     def __init__(
-        self, WT: Tensor, U: Tensor, blocks: Sequence[RowBlock], rounder: BlockSteps
+        self, WT: Tensor, U: Tensor, blocks: Sequence[RowBlock], steps: BlockSteps
     ) -> None:
-        self._blocks, self._rounder = blocks, rounder
-        self._batch, self._cols, self._rows = WT.shape
+        self._blocks, self._trellis = blocks, steps.trellis
+        self._batch, self._cols, self._num_rows = WT.shape
         self._size = max(block.rows.stop - block.rows.start for block in blocks)
         self.groups = -(-self._cols // INNER)
         self._levels = torch.tensor([block.level for block in blocks])
@@ -73,7 +74,12 @@ class _Train:
         squares = self._U.view(self._batch, self.groups, INNER, self.groups, INNER)
         self._squares = squares.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).contiguous()
         """(batch, groups, INNER, INNER): the diagonal blocks of U"""
-        rounder.arrange(self._spread, self.groups, INNER)
+        self._row_steps, self._shrink = (
+            self._spread(steps.rows, 1.0),
+            self._spread(steps.shrink, 0.0),
+        )
+        cols = torch.nn.functional.pad(steps.cols, (0, spare), value=1.0)
+        self._cols_of = cols.view(self._batch, self.groups, INNER)
         self._carry = [self._filled(index) for index in range(len(blocks))]
         self._ends = torch.zeros(
             (self._batch, len(blocks) + 1, self.groups, INNER), dtype=torch.int32, device=WT.device
@@ -89,19 +95,18 @@ class _Train:
         device = self._W.device
         group, block = groups[on_way].to(device), on_way.to(device)
         before = torch.where(self._levels[on_way] > 0, on_way - 1, len(self._blocks)).to(device)
-        w, moved = self._W[:, block, group], self._moved[:, block, group]
-        U, states = self._squares[:, group], self._ends[:, before, group]
-        errors, integers = torch.empty_like(w), torch.empty_like(w)
-        round_at = self._rounder.at(block, group)
-        for i in range(INNER):
-            diagonal = U[:, :, i, i, None]
-            target = torch.addcmul(w[:, :, i], moved[:, :, i], diagonal)
-            integers[:, :, i], decoded = round_at(i, target, states)
-            e = errors[:, :, i]
-            torch.sub(w[:, :, i], decoded, out=e).div_(diagonal)
-            if i + 1 < INNER:
-                w[:, :, i + 1 :].addcmul_(U[:, :, i, i + 1 :, None], e[:, :, None], value=-1.0)
-        self._Q[:, block, group], self._ends[:, block, group] = integers, states
+        part = Group(
+            w=self._W[:, block, group],
+            moved=self._moved[:, block, group],
+            U=self._squares[:, group],
+            rows=self._row_steps[:, block],
+            shrink=self._shrink[:, block],
+            cols=self._cols_of[:, group],
+            states=self._ends[:, before, group],
+            trellis=self._trellis,
+        )
+        integers, errors = round_group(part)
+        self._Q[:, block, group], self._ends[:, block, group] = integers, part.states
         for place, (b, g) in enumerate(zip(on_way.tolist(), groups[on_way].tolist(), strict=True)):
             self._feed(b, g, errors[:, place])
 
@@ -120,7 +125,7 @@ class _Train:
 
     def integers(self) -> Tensor:
         """(batch, cols, rows)."""
-        out = self._W.new_empty((self._batch, self._cols, self._rows))
+        out = self._W.new_empty((self._batch, self._cols, self._num_rows))
         for index, block in enumerate(self._blocks):
             size = block.rows.stop - block.rows.start
             out[:, :, block.rows] = self._Q[:, index].flatten(1, 2)[:, : self._cols, :size]

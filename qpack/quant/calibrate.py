@@ -31,9 +31,11 @@ from qpack.quant.fisher import (
     Likelihood,
     backward,
     means,
+    output_tensor,
     wanting_input_gradients,
 )
 from qpack.quant.grams import Grams
+from qpack.quant.heads import Head
 from qpack.quant.statistics import Statistics
 from qpack.quant.tap import WeightTap
 
@@ -91,7 +93,7 @@ def collect(
     sums, counts = grams.sums, {name: round(count) for name, count in grams.counts.items()}
     _check_finite(sums)
     _check_finite(grams.weighted)
-    sensitivities = means(tap, gathered.places, device=device)
+    sensitivities = means(tap, gathered.places, gathered.head, device=device)
     members = _share(sums, counts)
     for name in [name for name, leader in members.items() if name != leader]:
         del sums[name], counts[name]
@@ -131,6 +133,7 @@ class _Gathered:
     """What this rank's batches gave."""
 
     grams: Grams
+    head: Head
     places: int
 
 
@@ -144,7 +147,7 @@ def _gather(
     progress: Progress,
 ) -> _Gathered:
     """Run this rank's batches: a pass with gradients where one is asked for, and one for H."""
-    grams, places = Grams(), 0
+    grams, head, places = Grams(), Head(), 0
     mine = range(rank(), len(batches), world_size())
     # A pass with gradients takes about as long as three without.
     work = {
@@ -161,10 +164,12 @@ def _gather(
                 places += _sense(model, batch, i, sensing, tap)
                 grams.expect(tap.shares)
             with torch.no_grad(), uses:
-                model(batch)
+                output = model(batch)
+            if sensing is not None and sensing.likelihood == "categorical":
+                head.add(grams.last, output_tensor(output))
             task.advance(work[i])
     grams.finish()
-    return _Gathered(grams=grams, places=places)
+    return _Gathered(grams=grams, head=head, places=places)
 
 
 def _sense(model: nn.Module, batch: Tensor, index: int, sensing: Sensing, tap: GradientTap) -> int:

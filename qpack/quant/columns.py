@@ -17,7 +17,7 @@ bits, yet raised the KL by 1 to 8 %: they shrink all weights together. The defau
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -118,53 +118,28 @@ class ColumnSteps:
         return grid.look_up(self._table, self.col_codes[:, j], OCTAVE)[:, None]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class BlockSteps:
-    """The same for blocks of rows that are each at a column of their own
-    (`qpack.quant.blockwise`); without gains."""
+    """The same steps for the solver that takes rows by blocks (`qpack.quant.blockwise`)."""
 
-    def __init__(
-        self,
-        row_steps: Tensor,  # (batch, rows) float32
-        col_codes: Tensor,  # (batch, cols) int16, octave 64
+    rows: Tensor
+    """(batch, rows) float32"""
+    shrink: Tensor
+    """(batch, rows) float32: weights of m^2 at a column step of 1"""
+    cols: Tensor
+    """(batch, cols) float32"""
+    trellis: int
+
+    @classmethod
+    def of(
+        cls,
+        row_steps: Tensor,
+        col_codes: Tensor,
         *,
         trellis: int = 0,
-        spreads: Tensor | None = None,  # (batch, rows) float32: RMS of each row, for the trellis
-    ) -> None:
-        self.col_codes = col_codes
-        self._rows, self._shrink = row_steps, shrink_of(row_steps, spreads, trellis)
-        self._cols = grid.look_up(grid.step_table(OCTAVE, row_steps.device), col_codes, OCTAVE)
-        self._trellis = trellis
-
-    def arrange(self, spread: Callable[[Tensor, float], Tensor], groups: int, columns: int) -> None:
-        """Take the layout of the solver: `spread` makes (batch, blocks, size) of (batch, rows),
-        filled up with a value; columns come in `groups` of `columns`."""
-        self._rows, self._shrink = spread(self._rows, 1.0), spread(self._shrink, 0.0)
-        spare = groups * columns - self._cols.shape[1]
-        filled = torch.nn.functional.pad(self._cols, (0, spare), value=1.0)
-        self._cols = filled.view(len(filled), groups, columns)
-
-    def at(
-        self, block: Tensor, group: Tensor
-    ) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """A rounder of `block`s (n,), each in its `group` (n,) of columns.
-
-        It takes a column of the group, targets (batch, n, size) and states (batch, n, columns)
-        int32, which it leaves as the paths end, and gives (integers, decoded) like the targets.
-        """
-        rows, shrink = self._rows[:, block], self._shrink[:, block]
-        cols = self._cols[:, group]
-        bounds = tuple(range(0, rows.shape[1] * rows.shape[2], rows.shape[2]))
-
-        def round_at(i: int, target: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-            col = cols[:, :, i, None]
-            u = target / (rows * col)
-            if self._trellis:
-                u.clamp_(-LARGEST, LARGEST)
-                weights, at = (shrink * col.square()).flatten(1), states[:, :, i].contiguous()
-                m = round_column(u.flatten(1), weights, bounds, self._trellis, at).view_as(u)
-                states[:, :, i] = at
-            else:
-                m = u.round_().clamp_(-grid.UNCLIPPED_MAX, grid.UNCLIPPED_MAX)
-            return m, (m * rows).mul_(col)
-
-        return round_at
+        spreads: Tensor | None = None,
+    ) -> BlockSteps:
+        """From what `ColumnSteps` takes; without gains."""
+        cols = grid.look_up(grid.step_table(OCTAVE, row_steps.device), col_codes, OCTAVE)
+        shrink = shrink_of(row_steps, spreads, trellis)
+        return cls(rows=row_steps, shrink=shrink, cols=cols, trellis=trellis)

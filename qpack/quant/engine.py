@@ -239,10 +239,10 @@ class Quantizer:
             if name in self._row_weights:
                 weights[at] = self._row_weights[name]
         steps, trellis = grid.step_values(rows, OCTAVE), batch.flavour.trellis
-        rounder: BlockSteps | ColumnSteps
+        col_codes = cols
         if batch.flavour.row_feedback and self._terms != ():
-            rounder = BlockSteps(steps, cols, trellis=trellis, spreads=spreads)
-            solved = quantize_blocks(batch.WT, batch.U, batch.blocks, rounder)
+            given = BlockSteps.of(steps, cols, trellis=trellis, spreads=spreads)
+            solved = quantize_blocks(batch.WT, batch.U, batch.blocks, given)
         else:
             gains = weights if batch.flavour.gains else None
             rounder = ColumnSteps(
@@ -254,6 +254,7 @@ class Quantizer:
                 bounds=batch.bounds,
             )
             solved = quantize_columns(batch.WT.clone(), batch.U, rounder)
+            col_codes = rounder.col_codes
         out = {}
         for place in batch.places:
             name, rule = place.entry.name, rules[place.entry.name]
@@ -262,8 +263,8 @@ class Quantizer:
             )
             columns = None
             if "column" in rule.terms or rule.gains:
-                columns = torch.empty_like(rounder.col_codes[place.index])
-                columns[place.order] = rounder.col_codes[place.index]
+                columns = torch.empty_like(col_codes[place.index])
+                columns[place.order] = col_codes[place.index]
             out[name] = replace(
                 found,
                 col_codes=None if columns is None else columns.cpu().numpy(),

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from qpack.distributed import world_size
 from qpack.errors import CalibrationError
+from qpack.quant.heads import Head, all_reduced
 from qpack.quant.moments import add_moments, empty_moments
 from qpack.quant.tap import Watch
 
@@ -35,6 +36,10 @@ aten = torch.ops.aten
 
 _INDEX_PUTS = (aten.index_put, aten.index_put_, aten._index_put_impl_)
 """Backward passes of `table[indices]`."""
+
+PRIOR_LOOKUPS = 0.5
+"""Lookups that every row of a table is given beside those seen, so that unseen rows stay alive
+(Krichevsky and Trofimov 1981)."""
 
 FLOOR = 0.01
 """Least worth of a row, of its tensor's mean. Its step is then ten times the mean one."""
@@ -59,7 +64,8 @@ class GradientTap(Watch):
         super().__init__()  # type: ignore[no-untyped-call]
         self.parameters = {name: p for name, p in parameters.items() if p.ndim >= 2 and p.numel()}
         self._names = {p.data_ptr(): (name, p) for name, p in self.parameters.items()}
-        self._tables: dict[int, tuple[str, Tensor]] = {}
+        self._tables: dict[int, list[tuple[str, Tensor]]] = {}
+        self._looked_up: set[str] = set()
         self.backward = False
         self.gradients: dict[str, Tensor] = {}
         self.lookups: dict[str, Tensor] = {}
@@ -81,6 +87,7 @@ class GradientTap(Watch):
     def forget(self) -> None:
         """Drop what is of the last batch alone."""
         self._tables.clear()
+        self._looked_up.clear()
         self.shares = {}
 
     def _watch_forward(self, packet: Any, args: tuple[Any, ...]) -> None:
@@ -93,7 +100,8 @@ class GradientTap(Watch):
             return
         found = self._names.get(table.data_ptr())
         if found is not None and found[1].shape == table.shape:
-            self._tables[indices.data_ptr()] = (found[0], indices)
+            self._tables.setdefault(indices.data_ptr(), []).append((found[0], indices))
+            self._looked_up.add(found[0])
 
     def _watch_backward(self, packet: Any, args: tuple[Any, ...]) -> None:
         if packet is aten.mm:
@@ -127,23 +135,25 @@ class GradientTap(Watch):
     def _used(self, name: str, rows: Tensor) -> None:
         """Gradients (inputs, rows) at the outputs of one use of a weight."""
         self._add(self.gradients, name, rows)
-        if name not in {table for table, _ in self._tables.values()}:
+        if name not in self._looked_up:
             if name not in self.moments:
                 self.moments[name] = empty_moments(rows, rows.shape[1])
             add_moments(self.moments[name], rows.float())
         self.shares.setdefault(name, []).append(shares_of(rows.float().square()))
 
     def _lookup(self, indices: Tensor, gradient: Tensor) -> None:
-        found = self._tables.get(indices.data_ptr())
-        if found is None or indices.shape != found[1].shape:
-            return
-        name, table = found[0], self.parameters[found[0]]
+        """Gradients of what `indices` looked up. Tables of one shape that the same indices look up
+        are told apart by their order, which backward passes go through from the last one on."""
+        tables = self._tables.get(indices.data_ptr(), [])
         rows = gradient.reshape(indices.numel(), -1)
-        if rows.shape[1] != table[0].numel():
-            return
-        self._add(self.looked_up, name, rows)
-        counts = torch.bincount(indices.reshape(-1), minlength=table.shape[0])
-        self.lookups[name] = self.lookups.get(name, 0.0) + counts.double()
+        for place, (name, known) in reversed(list(enumerate(tables))):
+            table = self.parameters[name]
+            if indices.shape == known.shape and rows.shape[1] == table[0].numel():
+                del tables[place]
+                self._add(self.looked_up, name, rows)
+                counts = torch.bincount(indices.reshape(-1), minlength=table.shape[0])
+                self.lookups[name] = self.lookups.get(name, 0.0) + counts.double()
+                return
 
     @staticmethod
     def _add(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
@@ -175,8 +185,11 @@ class Sensitivities:
     places: int
 
 
-def means(tap: GradientTap, places: int, *, device: torch.device | str) -> Sensitivities:
-    """Sums over all ranks turned into means: over places, and of looked-up rows over lookups.
+def means(
+    tap: GradientTap, places: int, head: Head, *, device: torch.device | str
+) -> Sensitivities:
+    """Sums over all ranks turned into means: over places, and of looked-up rows over lookups. The
+    rows of the head share its sum as `head` says.
 
     Raises `CalibrationError` naming every weight whose gradients are not finite.
     """
@@ -195,9 +208,10 @@ def means(tap: GradientTap, places: int, *, device: torch.device | str) -> Sensi
             hint="check the checkpoint with `qpack eval`; its loss is likely NaN",
         )
     gradients, lookups, looked_up, moments = found
+    gradients = all_reduced(head, tap.parameters, device).share(gradients)
     return Sensitivities(
         gradients={name: (x / places).float() for name, x in gradients.items()},
-        lookups={name: (x / places).float() for name, x in lookups.items()},
+        lookups={name: ((x + PRIOR_LOOKUPS) / places).float() for name, x in lookups.items()},
         looked_up={name: (x / lookups[name].sum()).float() for name, x in looked_up.items()},
         moments={name: x / places for name, x in moments.items()},
         places=places,
@@ -257,7 +271,7 @@ def backward(
     batch's, so that labels do not depend on which rank draws them. Raises `CalibrationError` where
     the output wants no gradient.
     """
-    y = _tensor(output)
+    y = output_tensor(output)
     if not y.requires_grad:
         raise CalibrationError(
             "the model's output does not depend on any parameter by differentiable operations",
@@ -293,7 +307,8 @@ def _gradient(y: Tensor, likelihood: Likelihood, generator: torch.Generator) -> 
     return gradient.reshape(y.shape)
 
 
-def _tensor(output: Any) -> Tensor:
+def output_tensor(output: Any) -> Tensor:
+    """The model's outputs, also where they come first among others. Raises `CalibrationError`."""
     while isinstance(output, tuple | list):
         output = output[0]
     if not isinstance(output, Tensor):

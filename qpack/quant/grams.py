@@ -59,6 +59,8 @@ class Grams:
         self._shares: dict[str, list[Tensor]] = {}
         self.unmatched: set[str] = set()
         """weights of which a use and its gradients could not be paired: they have no weighted H"""
+        self.last: str | None = None
+        """the weight that was used last"""
 
     def expect(self, shares: Mapping[str, Sequence[Tensor]]) -> None:
         """Shares for the forward pass to come: weight -> one tensor a use, the last use first."""
@@ -67,6 +69,7 @@ class Grams:
 
     def observe(self, name: str, x: Tensor, rows: Callable[[], Tensor]) -> None:
         """Add one use of weight `name` with input `x`, as a `tap.Observer`."""
+        self.last = name
         found = next((known for known in self._recent if known.is_same(x)), None)
         if found is None:
             inputs = rows().float()

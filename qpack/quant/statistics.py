@@ -57,7 +57,7 @@ class Statistics:
     """weight -> (rows,) float32: mean over tokens of the squared gradient of each output, summed
     over the uses of the weight"""
     frequencies: dict[str, Tensor] = field(default_factory=dict)
-    """table -> (rows,) float32: lookups of each row a token, summed over uses"""
+    """table -> (rows,) float32: lookups of each row a token, summed over uses, with a prior"""
     table_sensitivities: dict[str, Tensor] = field(default_factory=dict)
     """table -> (cols,) float32: mean over lookups of the squared gradient of what was looked up"""
     moments: dict[str, Tensor] = field(default_factory=dict)

@@ -80,7 +80,7 @@ def plain(WT: Tensor, U: Tensor, blocks: Sequence[RowBlock], codes: Tensor) -> T
 def test_integers_are_those_of_the_plain_loops(sizes: tuple[int, ...], cols: int) -> None:
     WT, U, blocks, _, _ = problem(*sizes, cols=cols, batch=1)
     steps, codes = steps_of(WT)
-    found = quantize_blocks(WT, U, blocks, BlockSteps(steps, codes))
+    found = quantize_blocks(WT, U, blocks, BlockSteps.of(steps, codes))
     expected = plain(WT[0], U[0], blocks, codes[0])
     # A tie in float32 may fall the other way, and move what follows in its row.
     assert (found[0].double() != expected).double().mean() < 0.01
@@ -90,7 +90,7 @@ def test_matrices_of_a_batch_do_not_touch_each_other() -> None:
     WT, U, blocks, _, _ = problem(20, 8, batch=3)
     steps, codes = steps_of(WT)
     together = quantize_blocks(
-        WT, U, blocks, BlockSteps(steps, codes, trellis=8, spreads=steps * 3)
+        WT, U, blocks, BlockSteps.of(steps, codes, trellis=8, spreads=steps * 3)
     )
     for i in range(3):
         mine = [
@@ -99,7 +99,9 @@ def test_matrices_of_a_batch_do_not_touch_each_other() -> None:
             )
             for b in blocks
         ]
-        rounder = BlockSteps(steps[i : i + 1], codes[i : i + 1], trellis=8, spreads=steps[:1] * 3)
+        rounder = BlockSteps.of(
+            steps[i : i + 1], codes[i : i + 1], trellis=8, spreads=steps[:1] * 3
+        )
         alone = quantize_blocks(WT[i : i + 1], U[i : i + 1], mine, rounder)
         assert (alone[0] != together[i]).float().mean() < 0.01
 
@@ -111,7 +113,7 @@ def test_one_block_without_a_carry_is_the_plain_column_loop(trellis: int) -> Non
     blocks = [RowBlock(rows=slice(0, 24), level=0, carry=None)]
     spreads = torch.full_like(steps, 3 * STEP)
     found = quantize_blocks(
-        WT, U, blocks, BlockSteps(steps, codes, trellis=trellis, spreads=spreads)
+        WT, U, blocks, BlockSteps.of(steps, codes, trellis=trellis, spreads=spreads)
     )
     rounder = ColumnSteps(steps, codes, trellis=trellis, spreads=spreads)
     assert (found != quantize_columns(WT.clone(), U, rounder)).float().mean() < 0.01
@@ -122,7 +124,7 @@ def test_paths_run_through_all_blocks_of_a_weight_and_start_anew_in_the_next(sta
     sizes = (20, 8, 17)
     WT, U, blocks, _, _ = problem(*sizes)
     steps, codes = steps_of(WT)
-    rounder = BlockSteps(steps, codes, trellis=states, spreads=steps * 3)
+    rounder = BlockSteps.of(steps, codes, trellis=states, spreads=steps * 3)
     found = quantize_blocks(WT, U, blocks, rounder).to(torch.int16)
     start = 0
     for size in sizes:
@@ -138,7 +140,7 @@ def test_feedback_lowers_what_errors_cost(trellis: int) -> None:
     none = [RowBlock(rows=block.rows, level=block.level, carry=None) for block in blocks]
     costs = []
     for given in (blocks, none):
-        rounder = BlockSteps(steps, codes * 0, trellis=trellis, spreads=steps * 3)
+        rounder = BlockSteps.of(steps, codes * 0, trellis=trellis, spreads=steps * 3)
         E = (WT - quantize_blocks(WT, U, given, rounder) * STEP)[0].T
         costs.append(float(((E @ Hs[0] @ E.T) * Gs[0]).sum()))
     assert costs[0] < 0.8 * costs[1]
@@ -148,5 +150,5 @@ def test_the_weights_given_stay_as_they_are() -> None:
     WT, U, blocks, _, _ = problem(20)
     before, factor = WT.clone(), U.clone()
     steps, codes = steps_of(WT)
-    quantize_blocks(WT, U, blocks, BlockSteps(steps, codes))
+    quantize_blocks(WT, U, blocks, BlockSteps.of(steps, codes))
     assert torch.equal(WT, before) and torch.equal(U, factor)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from qpack.quant.sensitivity import FLOOR, PRIOR_TOKENS, form_of, smoothed, tied_form
+from qpack.quant.sensitivity import FLOOR, PRIOR_TOKENS, form_of, tied_form
 from qpack.quant.statistics import Statistics
 
 from .reference import correlated_inputs
@@ -47,7 +47,7 @@ def test_a_lookup_weighs_columns_by_what_comes_back() -> None:
     form = form_of("t", given)
     assert form is not None
     assert torch.equal(form.H, torch.diag(g_in))
-    assert torch.equal(form.weights, smoothed(f, 100))
+    assert torch.equal(form.weights, f)
     assert form_of("other", given) is None
 
 
@@ -68,11 +68,6 @@ def test_rows_that_no_gradient_reached_stay_alive() -> None:
     form = form_of("w", statistics(sensitivities={"w": g}))
     assert form is not None and form.floored == 2
     assert torch.allclose(form.weights, torch.tensor([1.0, FLOOR, FLOOR, 3.0]))
-
-
-def test_rows_never_looked_up_stay_alive() -> None:
-    f = torch.tensor([0.5, 0.0, 0.5])
-    assert smoothed(f, 100).tolist() == pytest.approx([0.505, 0.005, 0.505])
 
 
 @pytest.mark.parametrize("g", [torch.zeros(5), torch.full((5,), float("nan")), None])

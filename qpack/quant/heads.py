@@ -1,0 +1,75 @@
+"""Sensitivities of the head without drawing labels.
+
+The gradient of the loss at logit v is p_v less one for the label drawn; its mean square over labels
+is p_v (1 - p_v), which needs no draw and no backward pass. Of thousands of pieces most are never
+drawn in calibration, and their rows would get their share of the file from p_v^2 alone. So the rows
+of the weight that makes the logits share what its gradients come to by the mean of p (1 - p) over
+all calibration tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from qpack.distributed import world_size
+
+_BLOCK_ELEMENTS = 1 << 24
+"""Outputs taken at a time: 64 MiB of float32."""
+
+
+@dataclass(eq=False)
+class Head:
+    """Mean variance of the labels, and which weight makes the outputs: the last one used."""
+
+    sums: Tensor | None = None
+    """(outputs,) float64"""
+    names: set[str] = field(default_factory=set)
+
+    def add(self, name: str | None, y: Tensor) -> None:
+        """Add logits `y` (..., outputs) of a pass in which weight `name` was the last one used."""
+        rows = y.detach().reshape(-1, y.shape[-1])
+        if self.sums is None:
+            self.sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=y.device)
+        block = max(1, _BLOCK_ELEMENTS // rows.shape[1])
+        for part in torch.split(rows, block):
+            p = torch.softmax(part.float(), dim=1)
+            self.sums += (p - p.square()).sum(dim=0).double()
+        self.names.add(name or "")
+
+    def share(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`gradients`, weight -> (rows,) float64, with those of the head shared out anew.
+
+        As they are where it is not the same weight in all passes, or has other rows than outputs.
+        """
+        name = next(iter(self.names), "")
+        g = gradients.get(name)
+        if self.sums is None or len(self.names) != 1 or g is None or len(g) != len(self.sums):
+            return gradients
+        total = self.sums.sum()
+        if not bool(total > 0) or not bool(torch.isfinite(total)):
+            return gradients
+        return gradients | {name: self.sums * (g.sum() / total)}
+
+
+def all_reduced(head: Head, parameters: Mapping[str, Tensor], device: torch.device | str) -> Head:
+    """The head of all ranks; one without sums where they do not agree on it."""
+    if world_size() == 1:
+        return head
+    known = list(parameters)
+    mine = [known.index(name) for name in head.names if name in known]
+    seen = torch.zeros(len(known) + 1, dtype=torch.int64, device=device)
+    seen[mine] = 1
+    width = torch.tensor(0 if head.sums is None else len(head.sums), device=device)
+    dist.all_reduce(seen)
+    dist.all_reduce(width, op=dist.ReduceOp.MAX)
+    sums = torch.zeros(int(width), dtype=torch.float64, device=device)
+    if head.sums is not None and len(head.sums) == int(width):
+        sums += head.sums
+    dist.all_reduce(sums)
+    names = {known[index] for index in torch.nonzero(seen[:-1])[:, 0].tolist()}
+    return Head(sums=sums if int(width) else None, names=names)
