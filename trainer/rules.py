@@ -42,7 +42,9 @@ def contradictions(c: TrainConfig) -> list[str]:
     if not c.data.train and not c.data.text:
         found.append("data: give train (shards) or text (documents)")
     if c.data.train and c.data.text:
-        found.append("data: train and text contradict; give one")
+        found.append(
+            "data: train and text contradict; give one (data.text = [] takes a preset's away)"
+        )
     if c.data.train and c.data.tokenizer is None:
         found.append("data.tokenizer: missing (the SentencePiece model of the shards)")
     if (c.qat.enabled or c.average.ship == "best") and c.pack is None:

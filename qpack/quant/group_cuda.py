@@ -51,8 +51,8 @@ _ROUNDER = tl.constexpr(1.5 * 2.0**23)
 """Floats of this size are integers: adding it rounds half to even, subtracting it is exact."""
 
 _WARP_WEIGHTS = 4096
-"""Weights that a warp holds without spilling. More than one warp share a block only where it has
-more: the search would be the same in each of them, and they would wait for each other."""
+"""Weights that one warp can hold in registers. Only a larger tile is shared by several: each of
+them does the whole search, and they wait for each other."""
 
 _MOST_WARPS = 8
 

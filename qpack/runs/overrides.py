@@ -1,8 +1,9 @@
 """`--set section.key=value`: single values of a configuration, changed from the command line.
 
 The value is TOML (`0.04`, `true`, `[1, 2]`, `"text"`); what is no TOML and does not look like any
-is text as it stands, so that `--set loop.device=cpu` needs no quotes within quotes. A number in
-the key is an index into a list of tables: `phase.0.at`.
+is text as it stands, so that `--set loop.device=cpu` needs no quotes within quotes. `null` takes
+the key out, so that its default holds. A number in the key is an index into a list of tables:
+`phase.0.at`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from qpack.errors import ConfigError
 
 QUOTING = ("[", "{", '"', "'")
 """A value that begins so was meant as TOML."""
+
+UNSET = "null"
+"""Value of a key that is to be taken out; TOML has none."""
 
 Override = tuple[tuple[str, ...], Any]
 """Key in parts, and value."""
@@ -91,7 +95,9 @@ def _put(tables: dict[str, Any], parts: tuple[str, ...], value: Any) -> str | No
                 place.setdefault(key, {})
         else:
             return f"{here} is a value, not a table"
-        if last:
+        if last and value == UNSET and isinstance(place, dict):
+            place.pop(key, None)
+        elif last:
             place[key] = value
         else:
             place = place[key]

@@ -52,6 +52,13 @@ def test_application() -> None:
     assert tables == {"a": {"b": 1}, "phase": [{"at": 0.5}, {"at": 0.7}]}
 
 
+def test_null_takes_a_key_out() -> None:
+    tables = {"loop": {"max_seconds": 120, "seed": 1}}
+    overrides = parse_overrides(["loop.max_seconds=null", "data.text=null"])
+    assert apply_overrides(tables, overrides) == {"loop": {"seed": 1}, "data": {}}
+    assert tables["loop"]["max_seconds"] == 120
+
+
 def test_keys_that_lead_nowhere() -> None:
     tables = {"a": {"b": 1}, "phase": [{"at": 0.5}]}
     with pytest.raises(ConfigError) as caught:
