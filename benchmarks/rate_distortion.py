@@ -45,7 +45,7 @@ from qpack.tokens import sha256_file
 
 SCHEMA = "qpack.bench-rate-distortion/1"
 RECORD, RECORD_K, RECORD_CODECS = "record", 12.85, ("brotli",)
-SETTINGS = ("calib_tokens", "val_tokens", "window", "tune", "tune_tokens")
+SETTINGS = ("calib_tokens", "sens_tokens", "val_tokens", "window", "tune", "tune_tokens")
 KEPT_LOGITS_BYTES = 4 << 30
 NEAR = 0.01
 """A file that matches the recipe's KL has at most it, and at least this much less."""
@@ -109,6 +109,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("--calib", type=Path, required=True)
     parser.add_argument("--calib-tokens", type=int, default=65_536)
+    parser.add_argument("--sens-tokens", type=int, default=16_384)
     parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--val-tokens", type=int, default=131_072)
     parser.add_argument("--window", type=int, default=1_024)
@@ -136,6 +137,7 @@ class Bench:
             tokenizer=options.tokenizer,
             calib=options.calib,
             calib_tokens=options.calib_tokens,
+            sens_tokens=options.sens_tokens,
             val=options.val,
             val_tokens=options.val_tokens,
             window=options.window,

@@ -26,8 +26,11 @@ from qpack.quant.fisher import FLOOR
 from qpack.quant.grid import precise
 from qpack.quant.moments import run_slices
 
-BLOCK_ROWS = 64
-"""Rows that are rounded together; a divisor of a run's rows."""
+BLOCK_ROWS = {0: 32, 4: 64, 8: 64, 16: 64, 32: 128, 64: 128}
+"""Rows that are rounded together, by the states of the trellis; divisors of a run's rows. Shorter
+blocks have more rows that make up for others, but at the end of each a path is cut off that more
+states would have led further: on golf27m 128 rows leave 2 % less KL than 64 with 32 states and 1 %
+more with 8, and 32 rows leave 4 % less than 64 without a trellis."""
 
 INDEPENDENCE = 0.05
 """Part of a row's own sensitivity that is taken to be nothing that another row could make good:

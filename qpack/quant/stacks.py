@@ -160,7 +160,7 @@ class Stacker:
         moments = self._statistics.moments.get(name)
         if not rule.row_feedback or moments is None:
             return
-        found = factor_rows(moments.to(device), rows_of(entry), BLOCK_ROWS)
+        found = factor_rows(moments.to(device), rows_of(entry), BLOCK_ROWS[rule.trellis])
         if found is None:
             self.fallbacks[name] = "no row feedback: its moments could not be factored"
             return

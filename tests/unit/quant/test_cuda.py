@@ -47,7 +47,7 @@ def test_cuda_agrees_with_the_cpu() -> None:
 def test_rule_rd_on_cuda_agrees_with_the_cpu(
     trellis: int, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stacks, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(stacks, "BLOCK_ROWS", {trellis: 4})
     tensors, plan, statistics = rd_net.case(f"trellis = {trellis}\n{how} = true")
     out = {
         device: Quantizer(tensors, plan, statistics, device=device).quantize(0.7)

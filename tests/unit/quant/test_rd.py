@@ -228,7 +228,7 @@ def test_sensitivities_of_the_example_are_uneven() -> None:
 def test_row_feedback_costs_less_at_equal_steps(
     trellis: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stacks, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(stacks, "BLOCK_ROWS", {trellis: 4})
     rule = f'trellis = {trellis}\nterms = ["tensor", "column"]'  # rows have one step either way
     plain, fed = (Quantizer(*case(rule + more)) for more in ("", "\nrow_feedback = true"))
     value = 2.0

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from qpack.quant import rowwise
 from qpack.quant.fisher import FLOOR
-from qpack.quant.rowwise import factor_rows
+from qpack.quant.moments import RUN_ROWS
+from qpack.quant.rowwise import BLOCK_ROWS, factor_rows
+from qpack.rule import TRELLISES
 
 
 def moment(rows: int, seed: int = 0) -> Tensor:
@@ -56,6 +58,11 @@ def test_rows_that_have_nothing_in_common_do_nothing_for_each_other() -> None:
     assert found is not None
     torch.testing.assert_close(found.weights, G.diagonal())
     assert all(not carry.any() for carry in found.carry)
+
+
+def test_blocks_of_every_trellis_divide_a_run() -> None:
+    assert tuple(BLOCK_ROWS) == TRELLISES
+    assert all(RUN_ROWS % block == 0 for block in BLOCK_ROWS.values())
 
 
 def test_runs_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
