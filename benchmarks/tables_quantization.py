@@ -115,6 +115,24 @@ def rate_distortion() -> str:
     return table(head, rows)
 
 
+def equal_quality() -> str:
+    """Quantizers at the KL of the record recipe."""
+    measured = result("rate_distortion_golf27m")["rows"]
+    rows = [
+        [
+            name.removesuffix(" at the recipe's KL").removesuffix(","),
+            f"{row['bytes']:,}",
+            f"{row['bits_per_weight']:.3f}",
+            f"{row['kl_ratio']:.3f}",
+            f"{row['bytes_ratio'] - 1:+.1%}",
+        ]
+        for name, row in measured.items()
+        if name == "record" or "recipe's KL" in name
+    ]
+    head = ["golf27m", "bytes of the file", "bits a weight", "KL, of the recipe's"]
+    return table([*head, "bytes against the recipe's"], rows)
+
+
 def third_party() -> str:
     """AntiBERTy at the bytes of the record recipe."""
     rows = [
@@ -165,6 +183,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "solver": solver,
     "gap": gap,
     "rate_distortion": rate_distortion,
+    "equal_quality": equal_quality,
     "third_party": third_party,
     "speed": speed,
     "coder": coder,

@@ -191,25 +191,27 @@ def tuning_batches(inputs: Inputs, batches: Sequence[Tensor], options: PackOptio
 def calibrate(
     inputs: Inputs, batches: Sequence[Tensor], options: PackOptions, log: RunLog
 ) -> Statistics:
-    """Statistics from a file, or of `batches`; written where asked."""
-    if inputs.statistics is not None:
-        return inputs.statistics
-    sensing = Sensing.of_tokens(batches, options.sens_tokens, seed=options.seed)
-    statistics = collect(
-        inputs.model,
-        batches,
-        fingerprint=inputs.checkpoint_sha256,
-        source={key: str(value) for key, value in inputs.sources["calibration"].items()},
-        sensing=sensing,
-        device=inputs.device,
-        progress=log,
-    )
-    if inputs.counts is not None:
-        sensed = batches[: sensing.batches]
-        statistics = recounted(statistics, sensed, torch.from_numpy(inputs.counts))
-    if options.save_stats is not None and distributed.rank() == 0:
-        save_statistics(options.save_stats, statistics, force=options.force)
-    return statistics
+    """Statistics from a file, or of `batches`; written where asked.
+
+    Frequencies of tokens are those of this run's shard, and not in the file: another run may score
+    what this one counts.
+    """
+    statistics = inputs.statistics
+    if statistics is None:
+        statistics = collect(
+            inputs.model,
+            batches,
+            fingerprint=inputs.checkpoint_sha256,
+            source={key: str(value) for key, value in inputs.sources["calibration"].items()},
+            sensing=Sensing.of_tokens(batches, options.sens_tokens, seed=options.seed),
+            device=inputs.device,
+            progress=log,
+        )
+        if options.save_stats is not None and distributed.rank() == 0:
+            save_statistics(options.save_stats, statistics, force=options.force)
+    if inputs.counts is None:
+        return statistics
+    return recounted(statistics, torch.from_numpy(inputs.counts))
 
 
 def _tuning(

@@ -94,6 +94,11 @@ class Rule:
             return 1.0 / self.qmax
         return self.scale_floor
 
+    @property
+    def feeds_rows(self) -> bool:
+        """Whether rows make up for each other; without terms, sensitivities are not followed."""
+        return self.row_feedback and bool(self.terms)
+
     def turned(self, knob: str, value: float) -> Rule:
         """This rule with the knob at `value` (itself where it does not follow the knob)."""
         if not self.knob or knob == "none":
@@ -122,7 +127,7 @@ class Rule:
             yield f"trellis {self.trellis}"
         if self.gains:
             yield "gains"
-        if self.row_feedback:
+        if self.feeds_rows:
             yield "row feedback"
 
 

@@ -61,7 +61,8 @@ class _Train:
     ) -> None:
         self._blocks, self._trellis = blocks, steps.trellis
         self._batch, self._cols, self._num_rows = WT.shape
-        self._size = max(block.rows.stop - block.rows.start for block in blocks)
+        self._lengths = [block.rows.stop - block.rows.start for block in blocks]
+        self._size = max(self._lengths)
         self.groups = -(-self._cols // INNER)
         self._levels = torch.tensor([block.level for block in blocks])
         self._W = self._by_block(WT)
@@ -104,6 +105,7 @@ class _Train:
             cols=self._cols_of[:, group],
             states=self._ends[:, before, group],
             trellis=self._trellis,
+            lengths=tuple(self._lengths[index] for index in on_way.tolist()),
         )
         integers, errors = round_group(part)
         self._Q[:, block, group], self._ends[:, block, group] = integers, part.states

@@ -34,6 +34,7 @@ from qpack.quant.fisher import (
     output_tensor,
     wanting_input_gradients,
 )
+from qpack.quant.frequencies import token_tables
 from qpack.quant.grams import Grams
 from qpack.quant.heads import Head
 from qpack.quant.statistics import Statistics
@@ -109,8 +110,22 @@ def collect(
         frequencies=sensitivities.lookups,
         table_sensitivities=sensitivities.looked_up,
         moments=sensitivities.moments,
+        token_tables=token_tables(
+            sensitivities.lookups, _sensed(batches, sensing), sensitivities.places
+        ),
         sensitivity_tokens=sensitivities.places,
     )
+
+
+def _sensed(batches: Sequence[Tensor], sensing: Sensing | None) -> list[Tensor]:
+    """The batches of tokens that have a backward pass."""
+    if sensing is None:
+        return []
+    return [
+        batch
+        for index, batch in enumerate(batches)
+        if sensing.covers(index) and not batch.is_floating_point()
+    ]
 
 
 @contextmanager

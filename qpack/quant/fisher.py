@@ -208,7 +208,11 @@ def means(
             hint="check the checkpoint with `qpack eval`; its loss is likely NaN",
         )
     gradients, lookups, looked_up, moments = found
-    gradients = all_reduced(head, tap.parameters, device).share(gradients)
+    head = all_reduced(head, tap.parameters, device)
+    gradients = head.share(gradients)
+    made = head.weight_of(gradients)
+    for name in (*lookups, *([made] if made else [])):
+        moments.pop(name, None)  # rows are pieces, of which a token has one: they share nothing
     return Sensitivities(
         gradients={name: (x / places).float() for name, x in gradients.items()},
         lookups={name: ((x + PRIOR_LOOKUPS) / places).float() for name, x in lookups.items()},
@@ -241,7 +245,9 @@ def _all_reduce(
     dist.all_reduce(seen)
     for (name, parameter), ranks in zip(parameters.items(), seen.tolist(), strict=True):
         if ranks:
-            dist.all_reduce(sums.setdefault(name, zeros(parameter.detach()).to(device)))
+            if name not in sums:
+                sums[name] = zeros(parameter.detach()).to(device)
+            dist.all_reduce(sums[name])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ the frequencies of the whole shard. It is known by its lookups: they are the cou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,21 +17,33 @@ from qpack.quant.fisher import PRIOR_LOOKUPS
 from qpack.quant.statistics import Statistics
 
 COUNT_TOLERANCE = 0.01
-"""Frequencies are float32: counts of up to some 100,000 come back this closely."""
+"""How closely counts come back from frequencies in float32, and a millionth of them more."""
 
 
-def recounted(statistics: Statistics, batches: Sequence[Tensor], counts: Tensor) -> Statistics:
-    """`statistics` with the frequencies that `counts` (vocabulary,) give, for the tables that the
-    tokens of `batches` look up. `batches` (B, T) int64 are those that had a backward pass."""
-    places = statistics.sensitivity_tokens
-    if not batches or places == 0 or int(counts.sum()) == 0:
-        return statistics
-    seen = torch.bincount(torch.cat([batch.reshape(-1) for batch in batches]))
+def token_tables(
+    frequencies: Mapping[str, Tensor], batches: Sequence[Tensor], places: int
+) -> dict[str, int]:
+    """Table -> lookups of it a token, of the tables that tokens themselves look up.
+
+    `frequencies` are of `places` in `batches` (B, T) int64.
+    """
+    if not batches or places == 0:
+        return {}
+    seen = torch.bincount(torch.cat([batch.reshape(-1) for batch in batches])).double().cpu()
+    found = {
+        name: _uses(known.double().cpu() * places - PRIOR_LOOKUPS, seen)
+        for name, known in frequencies.items()
+    }
+    return {name: uses for name, uses in found.items() if uses}
+
+
+def recounted(statistics: Statistics, counts: Tensor) -> Statistics:
+    """`statistics` with the frequencies that `counts` (vocabulary,) give their token tables."""
     total = int(counts.sum())
     frequencies = dict(statistics.frequencies)
-    for name, known in frequencies.items():
-        uses = _uses(known.double().cpu() * places - PRIOR_LOOKUPS, seen.double().cpu())
-        if uses and len(known) >= len(counts):
+    for name, uses in statistics.token_tables.items():
+        known = frequencies.get(name)
+        if total and known is not None and len(known) >= len(counts):
             full = torch.zeros(len(known), dtype=torch.float64)
             full[: len(counts)] = uses * counts.double().cpu()
             frequencies[name] = ((full + PRIOR_LOOKUPS) / total).float().to(known.device)
@@ -45,4 +57,5 @@ def _uses(lookups: Tensor, seen: Tensor) -> int:
     uses = round(float(lookups.sum()) / float(seen.sum()))
     expected = torch.zeros_like(lookups)
     expected[: len(seen)] = uses * seen
-    return uses if bool(((lookups - expected).abs() <= COUNT_TOLERANCE).all()) else 0
+    near = (lookups - expected).abs() <= COUNT_TOLERANCE + 1e-6 * expected
+    return uses if bool(near.all()) else 0

@@ -6,6 +6,7 @@ Within a group the error of a column moves the columns after it at once, as in `
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class Group:
     states: Tensor
     """(batch, n, width) int32: where paths start; on return where they end"""
     trellis: int
+    lengths: tuple[int, ...]
+    """rows of each block; those after them fill it up, and no path runs through them"""
 
 
 def round_group(group: Group) -> tuple[Tensor, Tensor]:
@@ -61,10 +64,16 @@ def _round(group: Group, j: int, u: Tensor, col: Tensor) -> Tensor:
     if not group.trellis:
         return u.round_().clamp_(-grid.UNCLIPPED_MAX, grid.UNCLIPPED_MAX)
     u.clamp_(-LARGEST, LARGEST)
-    size = u.shape[2]
-    bounds = tuple(range(0, u.shape[1] * size, size))
-    at = group.states[:, :, j].contiguous()
+    size, flat = u.shape[2], u.flatten(1)
     shrink = (group.shrink * col.square()).flatten(1)
-    m = round_column(u.flatten(1), shrink, bounds, group.trellis, at)
+    bounds = tuple(accumulate(group.lengths[:-1], initial=0))
+    at = group.states[:, :, j].contiguous()
+    if set(group.lengths) == {size}:
+        m = round_column(flat, shrink, bounds, group.trellis, at)
+    else:
+        real = [n * size + r for n, length in enumerate(group.lengths) for r in range(length)]
+        there = torch.tensor(real, device=u.device)
+        m = torch.zeros_like(flat)
+        m[:, there] = round_column(flat[:, there], shrink[:, there], bounds, group.trellis, at)
     group.states[:, :, j] = at
     return m.view_as(u)

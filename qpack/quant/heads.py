@@ -41,19 +41,24 @@ class Head:
             self.sums += (p - p.square()).sum(dim=0).double()
         self.names.add(name or "")
 
-    def share(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`gradients`, weight -> (rows,) float64, with those of the head shared out anew.
-
-        As they are where it is not the same weight in all passes, or has other rows than outputs.
-        """
+    def weight_of(self, gradients: Mapping[str, Tensor]) -> str | None:
+        """The head; None where it is not the same weight in all passes, or has other rows than
+        there are outputs."""
         name = next(iter(self.names), "")
         g = gradients.get(name)
         if self.sums is None or len(self.names) != 1 or g is None or len(g) != len(self.sums):
+            return None
+        return name
+
+    def share(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`gradients`, weight -> (rows,) float64, with those of the head shared out anew."""
+        name = self.weight_of(gradients)
+        if name is None or self.sums is None:
             return gradients
         total = self.sums.sum()
         if not bool(total > 0) or not bool(torch.isfinite(total)):
             return gradients
-        return gradients | {name: self.sums * (g.sum() / total)}
+        return gradients | {name: self.sums * (gradients[name].sum() / total)}
 
 
 def all_reduced(head: Head, parameters: Mapping[str, Tensor], device: torch.device | str) -> Head:
@@ -61,15 +66,20 @@ def all_reduced(head: Head, parameters: Mapping[str, Tensor], device: torch.devi
     if world_size() == 1:
         return head
     known = list(parameters)
-    mine = [known.index(name) for name in head.names if name in known]
     seen = torch.zeros(len(known) + 1, dtype=torch.int64, device=device)
-    seen[mine] = 1
-    width = torch.tensor(0 if head.sums is None else len(head.sums), device=device)
+    for name in head.names:
+        seen[known.index(name) if name in known else len(known)] = 1
+    width = 0 if head.sums is None else len(head.sums)
+    least = torch.tensor(width or torch.iinfo(torch.int64).max, device=device)
+    most = torch.tensor(width, device=device)
     dist.all_reduce(seen)
-    dist.all_reduce(width, op=dist.ReduceOp.MAX)
-    sums = torch.zeros(int(width), dtype=torch.float64, device=device)
-    if head.sums is not None and len(head.sums) == int(width):
-        sums += head.sums
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    if int(most) == 0 or int(least) != int(most) or bool(seen[-1]):
+        return Head()
+    sums = head.sums
+    if sums is None:
+        sums = torch.zeros(int(most), dtype=torch.float64, device=device)
     dist.all_reduce(sums)
     names = {known[index] for index in torch.nonzero(seen[:-1])[:, 0].tolist()}
-    return Head(sums=sums if int(width) else None, names=names)
+    return Head(sums=sums, names=names)

@@ -7,6 +7,7 @@ weights, or more, and need as many tokens: a run is as many rows as pay for them
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from qpack.quant.grid import precise
@@ -33,7 +34,7 @@ def run_slices(rows: int) -> tuple[slice, ...]:
 def empty_moments(like: Tensor, rows: int) -> Tensor:
     """Zeros (runs, side, side) float32 on the device of `like`."""
     side = side_of(rows)
-    return like.new_zeros((num_runs(rows), side, side), dtype=like.float().dtype)
+    return like.new_zeros((num_runs(rows), side, side), dtype=torch.float32)
 
 
 def add_moments(moments: Tensor, gradients: Tensor) -> None:

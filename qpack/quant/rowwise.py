@@ -54,20 +54,25 @@ def factor_rows(moments: Tensor, rows: int, block: int) -> RowFeedback | None:
     """
     if not bool(torch.isfinite(moments).all()):
         return None
-    diagonal = precise(moments).diagonal(dim1=1, dim2=2)
+    exact = precise(moments)
+    diagonal = exact.diagonal(dim1=1, dim2=2)
     floor = FLOOR * float(diagonal.sum()) / rows
     if floor <= 0:
         return None
     weights: list[Tensor] = []
     carry: list[Tensor] = []
-    for moment, run in zip(precise(moments), run_slices(rows), strict=True):
+    for moment, run in zip(exact, run_slices(rows), strict=True):
         size = run.stop - run.start
         found = _factor_run(moment[:size, :size], floor, block)
         if found is None:
             return None
         weights.append(found[0])
         carry += found[1]
-    return RowFeedback(weights=torch.cat(weights).float(), carry=tuple(m.float() for m in carry))
+    device = moments.device
+    return RowFeedback(
+        weights=torch.cat(weights).float().to(device),
+        carry=tuple(m.float().to(device) for m in carry),
+    )
 
 
 def _factor_run(G: Tensor, floor: float, block: int) -> tuple[Tensor, list[Tensor]] | None:

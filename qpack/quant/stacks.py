@@ -157,8 +157,8 @@ class Stacker:
         device = self._weights[name].device
         self.row_weights[name] = form.weights.to(device)
         self.floored[name] = form.floored
-        moments = self._statistics.moments.get(name)
-        if not rule.row_feedback or moments is None:
+        moments, tables = self._statistics.moments.get(name), self._statistics.table_sensitivities
+        if not rule.feeds_rows or moments is None or name in tables:
             return
         found = factor_rows(moments.to(device), rows_of(entry), BLOCK_ROWS[rule.trellis])
         if found is None:

@@ -63,6 +63,8 @@ class Statistics:
     moments: dict[str, Tensor] = field(default_factory=dict)
     """weight that is no table -> (runs, side, side) float32: mean over tokens of g g^T, g the
     gradients of a run's outputs, summed over the uses of the weight"""
+    token_tables: dict[str, int] = field(default_factory=dict)
+    """table that tokens themselves look up -> lookups of it a token"""
     sensitivity_tokens: int = 0
     """tokens behind the four; 0: none were gathered"""
 
@@ -93,6 +95,7 @@ def save_statistics(path: Path, statistics: Statistics, *, force: bool = False) 
         "fingerprint": statistics.fingerprint,
         "source": statistics.source,
         "sensitivity_tokens": statistics.sensitivity_tokens,
+        "token_tables": statistics.token_tables,
     }
     data = safetensors.torch.save(tensors, metadata={"qpack": json.dumps(description)})
     write_atomic(path, data, force=force)
@@ -152,6 +155,7 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
             for name, runs in moments.items()
         },
         sensitivity_tokens=description["sensitivity_tokens"],
+        token_tables=description["token_tables"],
         **{
             kind: {name: values.to(device) for name, values in kinds[kind].items()}
             for kind in _VECTORS
@@ -167,6 +171,9 @@ def _vector_problems(
     tokens = description.get("sensitivity_tokens")
     if type(tokens) is not int or tokens < 0:
         problems.append("sensitivity_tokens: missing or of another kind")
+    tables = description.get("token_tables")
+    if not isinstance(tables, dict) or not all(type(n) is int and n > 0 for n in tables.values()):
+        problems.append("token_tables: missing or of another kind")
     for kind in _VECTORS:
         for name, values in kinds[kind].items():
             if values.ndim != 1 or values.dtype != torch.float32:

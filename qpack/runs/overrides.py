@@ -18,8 +18,8 @@ from qpack.errors import ConfigError
 QUOTING = ("[", "{", '"', "'")
 """A value that begins so was meant as TOML."""
 
-UNSET = "null"
-"""Value of a key that is to be taken out; TOML has none."""
+UNSET = object()
+"""Value of a key that is to be taken out: `null`, a word that TOML does not have."""
 
 Override = tuple[tuple[str, ...], Any]
 """Key in parts, and value."""
@@ -54,6 +54,8 @@ def parse_overrides(texts: Iterable[str]) -> list[Override]:
 def parse_value(text: str) -> Any:
     """The TOML value `text`, or the text itself. Raises `ValueError` for unfinished TOML."""
     text = text.strip()
+    if text == "null":
+        return UNSET
     try:
         table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as error:
@@ -95,8 +97,10 @@ def _put(tables: dict[str, Any], parts: tuple[str, ...], value: Any) -> str | No
                 place.setdefault(key, {})
         else:
             return f"{here} is a value, not a table"
-        if last and value == UNSET and isinstance(place, dict):
-            place.pop(key, None)
+        if last and value is UNSET:
+            if not isinstance(place, dict) or key not in place:
+                return "null, and it is not set"
+            del place[key]
         elif last:
             place[key] = value
         else:

@@ -120,6 +120,20 @@ def test_one_block_without_a_carry_is_the_plain_column_loop(trellis: int) -> Non
 
 
 @pytest.mark.parametrize("states", [4, 8, 32])
+def test_rows_that_fill_up_a_short_block_do_not_steer_its_path(states: int) -> None:
+    WT, U, _, _, _ = problem(24)
+    steps, codes = steps_of(WT)
+    rounder = BlockSteps.of(steps, codes, trellis=states, spreads=steps * 3)
+    rows = (slice(0, 16), slice(16, 19), slice(19, 24))  # three weights of one stack
+    blocks = [RowBlock(rows=at, level=0, carry=None) for at in rows]
+    found = quantize_blocks(WT, U, blocks, rounder)
+    for at in rows:
+        alone = ColumnSteps(steps[:, at], codes, trellis=states, spreads=steps[:, at] * 3)
+        expected = quantize_columns(WT[:, :, at].clone(), U, alone)
+        assert (found[:, :, at] != expected).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("states", [4, 8, 32])
 def test_paths_run_through_all_blocks_of_a_weight_and_start_anew_in_the_next(states: int) -> None:
     sizes = (20, 8, 17)
     WT, U, blocks, _, _ = problem(*sizes)

@@ -61,7 +61,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     for rank in ranks:
         assert rank.counts == alone.counts == {"1.weight": 40, "3.weight": 40}
         assert rank.sensitivity_tokens == alone.sensitivity_tokens == 24
-        for kind in ("weighted", "sensitivities", "frequencies", "table_sensitivities"):
+        for kind in ("weighted", "sensitivities", "frequencies", "table_sensitivities", "moments"):
             theirs, ours = getattr(rank, kind), getattr(alone, kind)
             assert theirs.keys() == ours.keys() != set()
             # Labels belong to a batch, whichever rank draws them.

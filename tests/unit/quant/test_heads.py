@@ -46,6 +46,18 @@ def test_the_sum_is_that_of_the_gradients() -> None:
     assert float(found["table.weight"].sum()) == pytest.approx(total, rel=1e-5)
 
 
+def test_a_head_of_its_own_is_one_too_and_has_no_moments() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(13, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 13))
+    batch = torch.arange(24).reshape(4, 6) % 11
+    found = collect(model, [batch], fingerprint="f", sensing=Sensing(seed=3))
+    p = torch.softmax(model(batch), -1).reshape(-1, 13)
+    variance = (p * (1 - p)).mean(0).detach()
+    g = found.sensitivities["3.weight"]
+    torch.testing.assert_close(g / g.sum(), variance / variance.sum())
+    assert found.moments.keys() == {"1.weight"}
+
+
 def test_without_one_head_of_as_many_rows_nothing_is_shared() -> None:
     gradients = {"a": torch.ones(3, dtype=torch.float64), "b": torch.ones(4, dtype=torch.float64)}
     logits = torch.tensor([[0.0, 1.0, 2.0]])

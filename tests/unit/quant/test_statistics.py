@@ -22,6 +22,7 @@ def sample() -> Statistics:
         frequencies={"b": torch.rand(4)},
         table_sensitivities={"b": torch.rand(1)},
         moments={"a": (X[:, :5].T @ X[:, :5])[None]},
+        token_tables={"b": 2},
         sensitivity_tokens=20,
     )
 
@@ -34,7 +35,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert after.members == before.members
     assert after.counts == before.counts
     assert after.source == before.source
-    assert after.sensitivity_tokens == 20
+    assert after.sensitivity_tokens == 20 and after.token_tables == {"b": 2}
     for kind in ("sensitivities", "frequencies", "table_sensitivities"):
         old, new = getattr(before, kind), getattr(after, kind)
         assert old.keys() == new.keys()
@@ -95,6 +96,7 @@ def test_statistics_that_do_not_agree_with_themselves(tmp_path: Path) -> None:
         description = {
             "schema": "qpack.statistics/4", "counts": {"a": 3}, "members": {"a": "a"},
             "fingerprint": "abc", "source": {}, "sensitivity_tokens": 3,
+            "token_tables": {},
         } | changes  # fmt: skip
         path = tmp_path / "s.safetensors"
         safetensors.torch.save_file(tensors, path, metadata={"qpack": json.dumps(description)})
@@ -115,6 +117,7 @@ def test_statistics_that_do_not_agree_with_themselves(tmp_path: Path) -> None:
         (triangle | g | {"moments/a": torch.ones(1, 6)}, {}, "moments a: of another size"),
         (triangle | g | {"moments/a": torch.full((1, 3), torch.inf)}, {}, "not finite"),
         (triangle, {"sensitivity_tokens": -1}, "sensitivity_tokens"),
+        (triangle, {"token_tables": {"a": 0}}, "token_tables"),
         (triangle, {"counts": {}}, "a: no count"),
         (triangle, {"counts": None}, "counts: missing"),
         (triangle, {"members": {"b": "c"}}, "c: no Hessian"),

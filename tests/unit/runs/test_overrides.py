@@ -54,9 +54,12 @@ def test_application() -> None:
 
 def test_null_takes_a_key_out() -> None:
     tables = {"loop": {"max_seconds": 120, "seed": 1}}
-    overrides = parse_overrides(["loop.max_seconds=null", "data.text=null"])
-    assert apply_overrides(tables, overrides) == {"loop": {"seed": 1}, "data": {}}
+    overrides = parse_overrides(["loop.max_seconds=null", 'loop.device="null"'])
+    assert apply_overrides(tables, overrides) == {"loop": {"seed": 1, "device": "null"}}
     assert tables["loop"]["max_seconds"] == 120
+    for text in ("loop.max_secnds=null", "data.text=null"):
+        with pytest.raises(ConfigError, match="not set"):
+            apply_overrides(tables, parse_overrides([text]))
 
 
 def test_keys_that_lead_nowhere() -> None:
