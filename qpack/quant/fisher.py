@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from qpack.distributed import world_size
 from qpack.errors import CalibrationError
-from qpack.quant.heads import Head, all_reduced
+from qpack.quant.heads import BLOCK_ELEMENTS, Head, all_reduced
 from qpack.quant.moments import add_moments, empty_moments
 from qpack.quant.tap import Watch
 
@@ -43,9 +43,6 @@ PRIOR_LOOKUPS = 0.5
 
 FLOOR = 0.01
 """Least worth of a row, of its tensor's mean. Its step is then ten times the mean one."""
-
-_BLOCK_ELEMENTS = 1 << 24
-"""Outputs whose gradient is made at a time: 64 MiB of float32."""
 
 
 class GradientTap(Watch):
@@ -301,7 +298,7 @@ def _gradient(y: Tensor, likelihood: Likelihood, generator: torch.Generator) -> 
     rows = y.reshape(-1, y.shape[-1])
     uniform = torch.rand(rows.shape[0], 1, generator=generator).to(y.device)
     gradient = torch.empty_like(rows)
-    block = max(1, _BLOCK_ELEMENTS // rows.shape[1])
+    block = max(1, BLOCK_ELEMENTS // rows.shape[1])
     for start in range(0, rows.shape[0], block):
         part = slice(start, start + block)
         p = torch.softmax(rows[part].float(), dim=1)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qpack.distributed import world_size
 
-_BLOCK_ELEMENTS = 1 << 24
+BLOCK_ELEMENTS = 1 << 24
 """Outputs taken at a time: 64 MiB of float32."""
 
 
@@ -35,7 +35,7 @@ class Head:
         rows = y.detach().reshape(-1, y.shape[-1])
         if self.sums is None:
             self.sums = torch.zeros(rows.shape[1], dtype=torch.float64, device=y.device)
-        block = max(1, _BLOCK_ELEMENTS // rows.shape[1])
+        block = max(1, BLOCK_ELEMENTS // rows.shape[1])
         for part in torch.split(rows, block):
             p = torch.softmax(part.float(), dim=1)
             self.sums += (p - p.square()).sum(dim=0).double()

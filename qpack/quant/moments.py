@@ -1,8 +1,8 @@
 """Second moments of output gradients, `E[g g^T]`, in runs of rows.
 
-Their diagonal are the output sensitivities of `qpack.quant.fisher`; what is beside it says which
-rows can make up for which (`qpack.quant.rowwise`). All pairs of rows would be as many as there are
-weights, or more, and need as many tokens: a run is as many rows as pay for themselves.
+Their diagonals are the output sensitivities of `qpack.quant.fisher`; what is beside them says which
+rows can make up for which (`qpack.quant.rowwise`). Only pairs of rows within a run are kept: all
+pairs would be as many as there are weights, or more, and take as many tokens to tell from noise.
 """
 
 from __future__ import annotations
