@@ -174,13 +174,13 @@ class Tokenizer:
             total += int(self.bytes_of(piece[:-1], piece[1:]).sum())
         return total
 
-    def check_model(self, vocab_size: int) -> None:
+    def check_model(self, vocab_size: int, *, hint: str | None = None) -> None:
         """Raise `DataError` unless a model of `vocab_size` tokens can use this tokenizer."""
         if vocab_size != self.vocab_size:
             raise DataError(
                 f"the tokenizer {self.path} has {self.vocab_size:,} tokens,"
                 f" the model {vocab_size:,}",
-                hint="give the tokenizer that the model was trained with",
+                hint=hint or "give the tokenizer that the model was trained with",
             )
 
     def _check(self, tokens: NDArray[np.integer[Any]]) -> None:

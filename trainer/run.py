@@ -134,7 +134,8 @@ def prepare_run(
         progress=progress,
     )
     tokenizer = Tokenizer.load(data.tokenizer)
-    tokenizer.check_model(gpt.vocab_size)
+    fitting = f"set model.vocab_size = {tokenizer.vocab_size}, or give another tokenizer"
+    tokenizer.check_model(gpt.vocab_size, hint=fitting)
     check_data(config, gpt, data, tokenizer, progress)
     files = [*data.train, *data.val, data.tokenizer]
     known = on_first(lambda: checkpoints.fingerprint(config, files))
