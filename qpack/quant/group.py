@@ -1,6 +1,8 @@
 """Rounding a group of columns of many blocks of rows: the inner loop of `qpack.quant.blockwise`.
 
-Within a group the error of a column moves the columns after it at once, as in `qpack.quant.gptq`.
+Within a group the error of a column moves the columns after it at once, as in `qpack.quant.gptq`. A
+GPU does a whole group in one kernel (`qpack.quant.group_cuda`): column by column it would wait for
+the starts of a dozen kernels each.
 """
 
 from __future__ import annotations
@@ -44,6 +46,11 @@ class Group:
 
 def round_group(group: Group) -> tuple[Tensor, Tensor]:
     """Integers and errors over U_jj, both like `w`."""
+    if group.w.is_cuda:
+        from qpack.quant.group_cuda import round_on_device  # Triton comes with torch for CUDA alone
+
+        done: tuple[Tensor, Tensor] = round_on_device(group)
+        return done
     integers, errors = torch.empty_like(group.w), torch.empty_like(group.w)
     width = group.w.shape[2]
     for j in range(width):
