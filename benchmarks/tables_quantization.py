@@ -99,6 +99,15 @@ def gap() -> str:
 
 def rate_distortion() -> str:
     """Quantizers at the bytes of the record recipe."""
+    return _at_bytes("golf27m")
+
+
+def rate_distortion_own() -> str:
+    """The same of a model that this project trained."""
+    return _at_bytes("own36m")
+
+
+def _at_bytes(model: str) -> str:
     rows = [
         [
             name,
@@ -108,11 +117,48 @@ def rate_distortion() -> str:
             f"{row['kl_ratio']:.3f}",
             f"{row['gap']:+.5f}",
         ]
-        for name, row in result("rate_distortion_golf27m")["rows"].items()
-        if "recipe's KL" not in name
+        for name, row in result(f"rate_distortion_{model}")["rows"].items()
+        if "recipe's KL" not in name and name not in LEVERS
     ]
-    head = ["golf27m", "bytes of the file", "bits a weight", "KL", "of the recipe's", "BPB gap"]
+    head = [model, "bytes of the file", "bits a weight", "KL", "of the recipe's", "BPB gap"]
     return table(head, rows)
+
+
+LEVERS = {
+    "rd scalar, no tensor term": "tensor term",
+    "rd scalar, no row term": "row term",
+    "rd scalar, no column term": "column term",
+    "rd scalar, equal relative steps": "all three terms",
+    "rd scalar, no row feedback": "row feedback",
+}
+"""Row without a lever -> what that lever is, in the rule without a trellis."""
+
+
+def levers() -> str:
+    """What each lever takes off the KL of each model, at equal bytes."""
+    models = [result(f"rate_distortion_{name}")["rows"] for name in ("golf27m", "own36m")]
+    models.append(result("third_party_antiberty")["rows"])
+    steps = [(name, without, "rd scalar") for without, name in LEVERS.items()]
+    steps += [
+        ("row feedback, along a trellis", "rd trellis 8, no row feedback", "rd trellis 8"),
+        ("trellis of 8 states", "rd scalar", "rd trellis 8"),
+        ("32 states for 8", "rd trellis 8", "rd trellis 32"),
+        ("tuning, 32 states", "rd trellis 32", "rd trellis 32, tuned"),
+        ("all", "record", "rd trellis 32, tuned"),
+    ]
+    rows = [
+        [
+            name,
+            *(
+                f"{rows[after]['kl'] / rows[before]['kl'] - 1:+.1%}"
+                if before in rows and after in rows
+                else ""
+                for rows in models
+            ),
+        ]
+        for name, before, after in steps
+    ]
+    return table(["KL, with the lever against without", "golf27m", "own36m", "AntiBERTy"], rows)
 
 
 def equal_quality() -> str:
@@ -133,6 +179,54 @@ def equal_quality() -> str:
     return table([*head, "bytes against the recipe's"], rows)
 
 
+def peers() -> str:
+    """Other quantizers and coders beside qpack, on one checkpoint."""
+    rows = [
+        [
+            name,
+            f"{row['bytes']:,}",
+            f"{row['bits_per_weight']:.3f}",
+            f"{row['kl']:.5f}",
+            f"{row['gap']:+.5f}",
+            f"{row['seconds']['encode']['cpu']:.1f} s",
+            f"{row['seconds']['decode']['cpu']:.1f} s",
+        ]
+        for name, row in result("peers_golf27m")["rows"].items()
+    ]
+    head = ["golf27m", "bytes", "bits a weight", "KL", "BPB gap", "encode", "decode"]
+    return table(head, rows)
+
+
+def peers_gaussian() -> str:
+    """Formats of others on normal samples."""
+    rows = [
+        [name, f"{row['bits']:.3f}", f"{row['gap']:.3f}"]
+        for name, row in result("peers_gaussian")["rows"].items()
+    ]
+    return table(["format", "bits a sample", "bits over the bound"], rows)
+
+
+def extras() -> str:
+    """Levers that were tried and left out."""
+    found = result("extras_golf27m")["levers"]
+    at_once = found["sequential"]["at once"]
+    rows = [
+        [
+            f"sequential calibration, {name}",
+            "KL at the same c",
+            f"{found['sequential'][name]['kl'] / at_once['kl']:.3f}x",
+            f"{found['sequential'][name]['estimated_bytes'] / at_once['estimated_bytes']:.4f}x",
+        ]
+        for name in ("inputs", "inputs and targets")
+    ]
+    ranks, sorting = found["low rank"], found["permutations"]
+    for which in ("median", "least"):
+        name = f"low-rank correction, {which} of {ranks['matrices']} matrices"
+        rows.append([name, "loss against finer steps", f"{ranks[which]:.3f}x", "1x"])
+    rows.append(["hidden units sorted, brotli", "bytes", "", f"{sorting['ratio']:.4f}x"])
+    return table(["lever", "measured", "loss", "bytes"], rows)
+
+
 def third_party() -> str:
     """AntiBERTy at the bytes of the record recipe."""
     rows = [
@@ -144,6 +238,7 @@ def third_party() -> str:
             f"{r['kl_ratio']:.3f}",
         ]
         for name, r in result("third_party_antiberty")["rows"].items()
+        if name not in LEVERS
     ]
     head = ["AntiBERTy", "bytes of the file", "bits a weight", "KL"]
     return table([*head, "of the recipe's"], rows)
@@ -151,9 +246,9 @@ def third_party() -> str:
 
 def speed() -> str:
     """Seconds of each stage, on both kinds of machine."""
-    cpu, gpu = (result(f"speed_golf27m_{name}")["seconds"] for name in ("cpu", "h200"))
+    cpu, gpu = (result(f"speed_golf27m_{name}")["seconds"] for name in ("cpu", "h100"))
     rows = [[name, f"{cpu[name]:.2f} s", f"{gpu[name]:.2f} s"] for name in cpu]
-    return table(["golf27m", "2 CPU cores", "one H200"], rows)
+    return table(["golf27m", "2 CPU cores", "one H100"], rows)
 
 
 def coder() -> str:
@@ -183,7 +278,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "solver": solver,
     "gap": gap,
     "rate_distortion": rate_distortion,
+    "rate_distortion_own": rate_distortion_own,
+    "levers": levers,
     "equal_quality": equal_quality,
+    "peers": peers,
+    "peers_gaussian": peers_gaussian,
+    "extras": extras,
     "third_party": third_party,
     "speed": speed,
     "coder": coder,

@@ -42,13 +42,18 @@ RECORD_K = 12.85
 CALIBRATED, HELD_OUT, SCORED = 60, 8, 20
 """Sequences of each antibody."""
 BATCH = 20
+SCALAR: dict[str, Any] = {"trellis": 0}
 ROWS: dict[str, dict[str, Any]] = {
-    "rd scalar": {"trellis": 0},
-    "rd scalar, equal relative steps": {"trellis": 0, "terms": ()},
-    "rd scalar, tensor term alone": {"trellis": 0, "terms": ("tensor",)},
+    "rd scalar": SCALAR,
     "rd trellis 8": {"trellis": 8},
     "rd trellis 32": {"trellis": 32},
-    "rd trellis 8, tuned": {"trellis": 8},
+    "rd trellis 32, tuned": {"trellis": 32},
+    "rd scalar, no tensor term": {**SCALAR, "terms": ("row", "column")},
+    "rd scalar, no row term": {**SCALAR, "terms": ("tensor", "column")},
+    "rd scalar, no column term": {**SCALAR, "terms": ("tensor", "row")},
+    "rd scalar, equal relative steps": {**SCALAR, "terms": ()},
+    "rd scalar, no row feedback": {**SCALAR, "row_feedback": False},
+    "rd trellis 8, no row feedback": {"trellis": 8, "row_feedback": False},
 }
 
 
