@@ -15,6 +15,7 @@ Cost beside GPTQ's: for each weight half a run's rows of multiply-adds, in matri
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class RowBlock:
     rows: slice
     """in the stack"""
     level: int
-    """blocks of the same weight before it"""
+    """blocks before it that it must wait for: those of its run, or with a trellis of its weight"""
     carry: Tensor | None
     """M (batch, later, rows) float32, onto the rows that follow; None: onto none"""
 
@@ -47,113 +48,137 @@ def quantize_blocks(
     """Integers (batch, cols, rows) as float32. `blocks` cover all rows, in order; those with a
     carry are followed by the blocks it goes to."""
     train = _Train(WT, U, blocks, steps)
-    for turn in range(train.groups + max(block.level for block in blocks)):
+    for turn in range(train.groups + train.levels - 1):
         train.advance(turn)
     return train.integers()
 
 
 class _Train:
-    """Weights by block and group of columns, (batch, blocks, groups, INNER, size), and what the
-    column loop knows of them. Blocks are filled up to one size, columns to whole groups."""
+    """Weights by level, (batch, columns, blocks of the level * size), and what the column loop
+    knows of them. Blocks are filled up to one size, columns to whole groups. Blocks of a level are
+    at the same group in every turn."""
 
     def __init__(
         self, WT: Tensor, U: Tensor, blocks: Sequence[RowBlock], steps: BlockSteps
     ) -> None:
         self._blocks, self._trellis = blocks, steps.trellis
         self._batch, self._cols, self._num_rows = WT.shape
-        self._lengths = [block.rows.stop - block.rows.start for block in blocks]
-        self._size = max(self._lengths)
+        self._size = max(_length(block) for block in blocks)
         self.groups = -(-self._cols // INNER)
-        self._levels = torch.tensor([block.level for block in blocks])
-        self._W = self._by_block(WT)
-        self._moved = torch.zeros_like(self._W)
-        """what rows before have added to the targets, before the factor U_jj"""
-        self._Q = torch.zeros_like(self._W)
+        self._order = sorted(range(len(blocks)), key=lambda index: blocks[index].level)
+        levels = [blocks[index].level for index in self._order]
+        self.levels = levels[-1] + 1
+        self._starts = [bisect_left(levels, level) for level in range(self.levels + 1)]
+        """of each level, in `_order`"""
+        device = WT.device
+        self._level_of = torch.tensor(levels, device=device)
+        self._index = torch.tensor(self._order, device=device)
+        before = [i - 1 if blocks[i].level else len(blocks) for i in self._order]
+        self._before = torch.tensor(before, device=device)
+        self._W = [self._by_level(WT, level) for level in range(self.levels)]
+        self._Q = [torch.empty_like(W) for W in self._W]
+        self._moved = WT.new_zeros((self._batch, self.groups, INNER, len(blocks) * self._size))
+        """what rows before have added to the targets, before the factor U_jj; blocks as given"""
         spare = self.groups * INNER - self._cols
         self._U = torch.nn.functional.pad(U, (0, spare, 0, spare))
         self._U.diagonal(dim1=1, dim2=2)[:, self._cols :] = 1.0
         squares = self._U.view(self._batch, self.groups, INNER, self.groups, INNER)
         self._squares = squares.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).contiguous()
         """(batch, groups, INNER, INNER): the diagonal blocks of U"""
-        self._row_steps, self._shrink = (
-            self._spread(steps.rows, 1.0),
-            self._spread(steps.shrink, 0.0),
-        )
+        self._row_steps = self._spread(steps.rows, 1.0)
+        self._shrink = self._spread(steps.shrink, 0.0)
         cols = torch.nn.functional.pad(steps.cols, (0, spare), value=1.0)
         self._cols_of = cols.view(self._batch, self.groups, INNER)
-        self._carry = [self._filled(index) for index in range(len(blocks))]
+        self._carry = [self._filled(block) for block in blocks]
         self._ends = torch.zeros(
-            (self._batch, len(blocks) + 1, self.groups, INNER), dtype=torch.int32, device=WT.device
+            (self._batch, len(blocks) + 1, self.groups, INNER), dtype=torch.int32, device=device
         )
         """states in which paths end; the last entry is the one before every first block"""
 
     def advance(self, turn: int) -> None:
         """Every block that is on its way rounds its next group of columns."""
-        groups = turn - self._levels
-        on_way = torch.nonzero((groups >= 0) & (groups < self.groups))[:, 0]
-        if not len(on_way):
-            return
-        device = self._W.device
-        group, block = groups[on_way].to(device), on_way.to(device)
-        before = torch.where(self._levels[on_way] > 0, on_way - 1, len(self._blocks)).to(device)
+        first, last = max(0, turn - self.groups + 1), min(turn, self.levels - 1)
+        on_way = slice(self._starts[first], self._starts[last + 1])
+        group, block = turn - self._level_of[on_way], self._index[on_way]
+        w = [self._W[level][:, _columns(turn - level)] for level in range(first, last + 1)]
+        moved = self._moved.view(self._batch, self.groups, INNER, -1, self._size)
         part = Group(
-            w=self._W[:, block, group],
-            moved=self._moved[:, block, group],
+            w=torch.cat(w, dim=2).view(self._batch, INNER, -1, self._size),
+            moved=moved[:, group, :, block].permute(1, 2, 0, 3),
             U=self._squares[:, group],
-            rows=self._row_steps[:, block],
-            shrink=self._shrink[:, block],
+            rows=self._row_steps[:, on_way],
+            shrink=self._shrink[:, on_way],
             cols=self._cols_of[:, group],
-            states=self._ends[:, before, group],
+            states=self._ends[:, self._before[on_way], group],
             trellis=self._trellis,
-            lengths=tuple(self._lengths[index] for index in on_way.tolist()),
+            lengths=tuple(_length(self._blocks[index]) for index in self._order[on_way]),
         )
-        integers, errors = round_group(part)
-        self._Q[:, block, group], self._ends[:, block, group] = integers, part.states
-        for place, (b, g) in enumerate(zip(on_way.tolist(), groups[on_way].tolist(), strict=True)):
-            self._feed(b, g, errors[:, place])
+        integers, errors = (x.flatten(2) for x in round_group(part))
+        if self._trellis:
+            self._ends[:, block, group] = part.states
+        for level in range(first, last + 1):
+            start, stop = self._starts[level], self._starts[level + 1]
+            at = slice((start - on_way.start) * self._size, (stop - on_way.start) * self._size)
+            self._Q[level][:, _columns(turn - level)] = integers[:, :, at]
+            self._feed(level, turn - level, errors[:, :, at])
 
-    def _feed(self, block: int, group: int, errors: Tensor) -> None:
-        """Carry `errors` (batch, INNER, size) to the columns after `group`, and to later rows."""
-        begin, end = group * INNER, (group + 1) * INNER
+    def _feed(self, level: int, group: int, errors: Tensor) -> None:
+        """Carry `errors` (batch, INNER, rows of the level) to the columns after `group`, and to
+        later rows."""
+        here, end = _columns(group), (group + 1) * INNER
         if group + 1 < self.groups:
-            rest = self._W[:, block].flatten(1, 2)[:, end:]
-            rest.baddbmm_(self._U[:, begin:end, end:].mT, errors, alpha=-1.0)
-        carry = self._carry[block]
-        if carry is not None:
-            added = errors @ carry.mT
-            added = added.view(self._batch, INNER, -1, self._size).transpose(1, 2)
-            later = self._moved[:, block + 1 : block + 1 + added.shape[1], group]
-            later += added
+            self._W[level][:, end:].baddbmm_(self._U[:, here, end:].mT, errors, alpha=-1.0)
+        for place, index in enumerate(self._members(level)):
+            carry = self._carry[index]
+            if carry is not None:
+                own = errors[:, :, place * self._size : (place + 1) * self._size]
+                start = (index + 1) * self._size
+                later = self._moved[:, group, :, start : start + carry.shape[2]]
+                later.baddbmm_(own, carry)
 
     def integers(self) -> Tensor:
         """(batch, cols, rows)."""
-        out = self._W.new_empty((self._batch, self._cols, self._num_rows))
-        for index, block in enumerate(self._blocks):
-            size = block.rows.stop - block.rows.start
-            out[:, :, block.rows] = self._Q[:, index].flatten(1, 2)[:, : self._cols, :size]
+        out = self._U.new_empty((self._batch, self._cols, self._num_rows))
+        for level, Q in enumerate(self._Q):
+            for place, index in enumerate(self._members(level)):
+                block, start = self._blocks[index], place * self._size
+                out[:, :, block.rows] = Q[:, : self._cols, start : start + _length(block)]
         return out
 
-    def _by_block(self, WT: Tensor) -> Tensor:
-        size = self._batch, len(self._blocks), self.groups, INNER, self._size
-        out = WT.new_zeros(size)
-        columns = out.flatten(2, 3)
-        for index, block in enumerate(self._blocks):
-            length = block.rows.stop - block.rows.start
-            columns[:, index, : self._cols, :length] = WT[:, :, block.rows]
+    def _members(self, level: int) -> list[int]:
+        return self._order[self._starts[level] : self._starts[level + 1]]
+
+    def _by_level(self, WT: Tensor, level: int) -> Tensor:
+        members = self._members(level)
+        out = WT.new_zeros((self._batch, self.groups * INNER, len(members) * self._size))
+        for place, index in enumerate(members):
+            block, start = self._blocks[index], place * self._size
+            out[:, : self._cols, start : start + _length(block)] = WT[:, :, block.rows]
         return out
 
     def _spread(self, rows: Tensor, fill: float) -> Tensor:
-        """(batch, blocks, size) of values (batch, rows)."""
+        """(batch, blocks in `_order`, size) of values (batch, rows)."""
         out = rows.new_full((self._batch, len(self._blocks), self._size), fill)
-        for index, block in enumerate(self._blocks):
-            out[:, index, : block.rows.stop - block.rows.start] = rows[:, block.rows]
+        for place, index in enumerate(self._order):
+            block = self._blocks[index]
+            out[:, place, : _length(block)] = rows[:, block.rows]
         return out
 
-    def _filled(self, index: int) -> Tensor | None:
-        """The carry (batch, later blocks * size, size) of a block, filled up with zeros."""
-        carry = self._blocks[index].carry
+    def _filled(self, block: RowBlock) -> Tensor | None:
+        """The carry of a block, transposed and filled up with zeros: (batch, size, later blocks *
+        size)."""
+        carry = block.carry
         if carry is None or not carry.shape[1]:
             return None
-        rows = -(-carry.shape[1] // self._size) * self._size
-        spare = self._size - carry.shape[2], rows - carry.shape[1]
-        return torch.nn.functional.pad(carry, (0, spare[0], 0, spare[1]))
+        later = -(-carry.shape[1] // self._size) * self._size
+        spare = self._size - carry.shape[2], later - carry.shape[1]
+        return torch.nn.functional.pad(carry, (0, spare[0], 0, spare[1])).mT
+
+
+def _columns(group: int) -> slice:
+    return slice(group * INNER, (group + 1) * INNER)
+
+
+def _length(block: RowBlock) -> int:
+    """Rows of a block."""
+    return int(block.rows.stop - block.rows.start)

@@ -240,7 +240,8 @@ class Quantizer:
                 weights[at] = self._row_weights[name]
         steps, trellis = grid.step_values(rows, OCTAVE), batch.flavour.trellis
         col_codes = cols
-        if batch.flavour.row_feedback and all(rule.feeds_rows for rule in rules.values()):
+        feeds = not batch.flavour.row_feedback or all(rule.feeds_rows for rule in rules.values())
+        if batch.blocks and feeds:
             given = BlockSteps.of(steps, cols, trellis=trellis, spreads=spreads)
             solved = quantize_blocks(batch.WT, batch.U, batch.blocks, given)
         else:

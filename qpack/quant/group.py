@@ -26,9 +26,9 @@ class Group:
     """
 
     w: Tensor
-    """(batch, n, width, size): weights as the columns before have left them; used as workspace"""
+    """(batch, width, n, size): weights as the columns before have left them; used as workspace"""
     moved: Tensor
-    """(batch, n, width, size): what rows before add to the targets, before the factor U_jj"""
+    """(batch, width, n, size): what rows before add to the targets, before the factor U_jj"""
     U: Tensor
     """(batch, n, width, width), upper triangular"""
     rows: Tensor
@@ -52,17 +52,17 @@ def round_group(group: Group) -> tuple[Tensor, Tensor]:
         done: tuple[Tensor, Tensor] = round_on_device(group)
         return done
     integers, errors = torch.empty_like(group.w), torch.empty_like(group.w)
-    width = group.w.shape[2]
+    width = group.w.shape[1]
     for j in range(width):
         diagonal, col = group.U[:, :, j, j, None], group.cols[:, :, j, None]
-        target = torch.addcmul(group.w[:, :, j], group.moved[:, :, j], diagonal)
+        target = torch.addcmul(group.w[:, j], group.moved[:, j], diagonal)
         m = _round(group, j, target / (group.rows * col), col)
-        e = errors[:, :, j]
-        torch.sub(group.w[:, :, j], (m * group.rows).mul_(col), out=e).div_(diagonal)
-        integers[:, :, j] = m
+        e = errors[:, j]
+        torch.sub(group.w[:, j], (m * group.rows).mul_(col), out=e).div_(diagonal)
+        integers[:, j] = m
         if j + 1 < width:
-            after = group.U[:, :, j, j + 1 :, None]
-            group.w[:, :, j + 1 :].addcmul_(after, e[:, :, None], value=-1.0)
+            after = group.U[:, :, j, j + 1 :, None].transpose(1, 2)
+            group.w[:, j + 1 :].addcmul_(after, e[:, None], value=-1.0)
     return integers, errors
 
 

@@ -245,36 +245,34 @@ def _round(  # noqa: PLR0913  one parameter a tensor
     WIDTH: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0).to(tl.int64)
-    offset = place * width * size
-    moved_ptr += offset
-    integers_ptr += offset
-    errors_ptr += offset
+    number = place % blocks
+    at = ((place - number) * width + number) * size  # of the block in a column
+    column = blocks * size
     U_ptr += place * width * width
     diagonal_ptr = U_ptr
     cols_ptr += place * width
     states_ptr += place * width
     i, r = tl.arange(0, WIDTH), tl.arange(0, SIZE)
     inside = r < size
-    tile = offset + i[:, None] * size + r[None, :]
+    tile = at + i[:, None] * column + r[None, :]
     w = tl.load(w_ptr + tile, mask=(i < width)[:, None] & inside[None, :], other=0.0)
     rows = tl.load(rows_ptr + place * size + r, mask=inside, other=1.0)
     if HALF:
-        length = tl.load(lengths_ptr + tl.program_id(0) % blocks)  # rows after it fill the block up
+        length = tl.load(lengths_ptr + number)  # rows after it fill the block up
         shrink = tl.load(shrink_ptr + place * size + r, mask=inside, other=0.0)
         masks = decoding_ptr + r % _CHUNK
         parities, branches = tl.load(masks), tl.load(masks + _CHUNK)
     # What a column needs is loaded while the one before is searched.
-    next_moved = tl.load(moved_ptr + r, mask=inside, other=0.0)
+    next_moved = tl.load(moved_ptr + at + r, mask=inside, other=0.0)
     next_col, next_diagonal, next_state = tl.load(cols_ptr), tl.load(U_ptr), tl.load(states_ptr)
     for j in range(width):
         moved, col, diagonal, state = next_moved, next_col, next_diagonal, next_state
         feedback = tl.load(U_ptr + i, mask=(i > j) & (i < width), other=0.0)
         step = tl.minimum(width - 1 - j, 1)
-        moved_ptr += step * size
         cols_ptr += step
         U_ptr += step * width
         diagonal_ptr += step * (width + 1)
-        next_moved = tl.load(moved_ptr + r, mask=inside, other=0.0)
+        next_moved = tl.load(moved_ptr + at + step * column + r, mask=inside, other=0.0)
         next_col, next_diagonal, next_state = (
             tl.load(cols_ptr), tl.load(diagonal_ptr), tl.load(states_ptr + step)
         )  # fmt: skip
@@ -293,17 +291,16 @@ def _round(  # noqa: PLR0913  one parameter a tensor
             u = tl.clamp(u, -_UNCLIPPED_MAX, _UNCLIPPED_MAX, propagate_nan=tl.PropagateNan.ALL)
             m = (u + _ROUNDER) - _ROUNDER
         error = tl.div_rn(own - (m * rows) * col, diagonal)
-        tl.store(integers_ptr + r, m, mask=inside)
-        tl.store(errors_ptr + r, error, mask=inside)
-        integers_ptr += size
-        errors_ptr += size
+        tl.store(integers_ptr + at + r, m, mask=inside)
+        tl.store(errors_ptr + at + r, error, mask=inside)
+        at += column
         states_ptr += 1
         w -= feedback[:, None] * error[None, :]
 
 
 def round_on_device(group: Group) -> tuple[Tensor, Tensor]:
     """As `group.round_group`, for tensors on a GPU; leaves `w` as it is."""
-    batch, n, width, size = group.w.shape
+    batch, width, n, size = group.w.shape
     integers = torch.empty(group.w.shape, dtype=torch.float32, device=group.w.device)
     errors = torch.empty_like(integers)
     if not integers.numel():

@@ -79,7 +79,7 @@ class Batch:
     bounds: tuple[int, ...]
     flavour: Flavour | None
     blocks: tuple[RowBlock, ...]
-    """with row feedback: of all rows, in order"""
+    """of all rows, in order; none where `qpack.quant.blockwise` does not apply"""
 
 
 class Stacker:
@@ -210,18 +210,24 @@ class Stacker:
         )
 
     def _blocks(self, stacks: Sequence[Stack]) -> tuple[RowBlock, ...]:
-        """What the rows of like stacks do for each other; none where they have no feedback."""
-        if stacks[0].flavour is None or not stacks[0].flavour.row_feedback:
+        """Blocks of rows and what they do for each other; none where columns have gains, or paths
+        run through rows that have no feedback."""
+        flavour = stacks[0].flavour
+        if flavour is None or flavour.gains:
             return ()
+        if not flavour.row_feedback:
+            return () if flavour.trellis else _independent(sum(map(rows_of, stacks[0].entries)))
         blocks: list[RowBlock] = []
         for members in zip(*(stack.entries for stack in stacks), strict=True):
             carries = zip(*(self._feedback[entry.name].carry for entry in members), strict=True)
             start = blocks[-1].rows.stop if blocks else 0
-            for level, carry in enumerate(carries):
+            level = 0
+            for carry in carries:
                 stop = start + carry[0].shape[1]
                 carried = torch.stack(carry) if len(carry[0]) else None
                 blocks.append(RowBlock(rows=slice(start, stop), level=level, carry=carried))
-                start = stop
+                run_ends = carried is None and not flavour.trellis
+                start, level = stop, 0 if run_ends else level + 1
         return tuple(blocks)
 
     def _ordered_transpose(self, stack: Stack) -> Tensor:
@@ -234,6 +240,13 @@ class Stacker:
                 WT[stack.factor.dead] = 0.0
             columns.append(WT)
         return torch.cat(columns, dim=1)[stack.factor.order]
+
+
+def _independent(rows: int) -> tuple[RowBlock, ...]:
+    """Blocks that wait for none."""
+    starts = range(0, rows, BLOCK_ROWS[0])
+    slices = [slice(start, min(start + BLOCK_ROWS[0], rows)) for start in starts]
+    return tuple(RowBlock(rows=each, level=0, carry=None) for each in slices)
 
 
 _Key = tuple[str, float, bool, bool, Flavour | None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -145,6 +146,16 @@ def test_paths_run_through_all_blocks_of_a_weight_and_start_anew_in_the_next(sta
         for matrix in found:
             assert obeys(matrix[:, start : start + size].T.numpy(), states)
         start += size
+
+
+def test_blocks_may_wait_for_more_than_they_must() -> None:
+    WT, U, blocks, _, _ = problem(24, 16, 20)
+    steps, codes = steps_of(WT)
+    later = [replace(block, level=level) for level, block in enumerate(blocks)]
+    one, other = (
+        quantize_blocks(WT, U, given, BlockSteps.of(steps, codes)) for given in (blocks, later)
+    )
+    assert (one != other).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("trellis", [0, 8])

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.gpu
 
 TRELLISES = (0, 4, 8, 16, 32, 64)
 
-SHAPES = ((3, 8, 32, 64), (24, 1, 32, 5), (6, 4, 3, 64), (2, 12, 32, 1), (2, 10, 5, 33))
-"""batch, n, width, size"""
+SHAPES = ((3, 32, 8, 64), (24, 32, 1, 5), (6, 3, 4, 64), (2, 32, 12, 1), (2, 5, 10, 33))
+"""batch, width, n, size"""
 
-LARGE = ((1, 12, 32, 128), (3, 4, 8, 300), (12, 1, 70, 100))
+LARGE = ((1, 32, 12, 128), (3, 8, 4, 300), (12, 70, 1, 100))
 """tiles of more than one warp among them"""
 
 TENSORS = [field.name for field in fields(Group) if field.name not in ("trellis", "lengths")]
@@ -27,7 +27,7 @@ TENSORS = [field.name for field in fields(Group) if field.name not in ("trellis"
 
 def _group(shape: tuple[int, int, int, int], trellis: int) -> Group:
     """Random, with short blocks among the whole ones, filled up as `blockwise` does."""
-    batch, n, width, size = shape
+    batch, width, n, size = shape
     generator = torch.Generator().manual_seed(size + trellis)
 
     def normal(*shape: int) -> Tensor:
@@ -40,8 +40,8 @@ def _group(shape: tuple[int, int, int, int], trellis: int) -> Group:
     lengths = tuple(size - block % 3 * (size // 3) for block in range(n))
     there = torch.arange(size) < torch.tensor(lengths)[:, None, None]
     return Group(
-        w=2.5 * normal(width, size) * there,
-        moved=normal(width, size) * there,
+        w=(2.5 * normal(width, size) * there).transpose(1, 2).contiguous(),
+        moved=(normal(width, size) * there).transpose(1, 2),
         U=torch.triu(0.3 * normal(width, width), diagonal=1) + diagonal,
         rows=0.5 + uniform(size),
         shrink=0.1 * uniform(size),
@@ -71,9 +71,11 @@ def _on_device(group: Group) -> Group:
 
 
 def _part(group: Group, entry: int, block: int) -> Group:
-    at = slice(entry, entry + 1), slice(block, block + 1)
-    tensors = {name: getattr(group, name)[at].clone() for name in TENSORS}
-    return replace(group, lengths=group.lengths[at[1]], **tensors)
+    one, blocks = slice(entry, entry + 1), slice(block, block + 1)
+    at = dict.fromkeys(TENSORS, (one, blocks))
+    at |= {name: (one, slice(None), blocks) for name in ("w", "moved")}
+    tensors = {name: getattr(group, name)[at[name]].clone() for name in TENSORS}
+    return replace(group, lengths=group.lengths[blocks], **tensors)
 
 
 @pytest.mark.parametrize("shape", SHAPES + LARGE)
@@ -99,11 +101,14 @@ def test_groups_are_rounded_as_on_the_cpu_but_for_ties(
     there = _on_device(here)
     integers, errors = round_group(there)
     wanted, left = round_group(here)
-    same = (integers.cpu() == wanted).flatten(2).all(2)
+    integers, wanted, errors, left = (
+        x.cpu().transpose(1, 2) for x in (integers, wanted, errors, left)
+    )
+    same = (integers == wanted).flatten(2).all(2)
     assert same.float().mean() >= 0.9
     assert torch.equal(there.states.cpu()[same], here.states[same])
     # What the last bits of one column come to in the others, over 70 columns: some 2e-4.
-    torch.testing.assert_close(errors.cpu()[same], left[same], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(errors[same], left[same], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("scale", "pull"), [(0, 0.1), (2**-10, 0), (2**14, 0), (1, 1e6)])
@@ -111,7 +116,7 @@ def test_groups_are_rounded_as_on_the_cpu_but_for_ties(
 def test_weights_of_any_size_are_rounded_as_on_the_cpu(
     trellis: int, scale: float, pull: float
 ) -> None:
-    few_bits = _exact(_group((4, 5, 3, 64), trellis))
+    few_bits = _exact(_group((4, 3, 5, 64), trellis))
     here = replace(few_bits, w=few_bits.w * scale, shrink=few_bits.shrink + pull)
     there = _on_device(here)
     integers, errors = round_group(there)
@@ -123,19 +128,19 @@ def test_weights_of_any_size_are_rounded_as_on_the_cpu(
 
 @pytest.mark.parametrize("trellis", [0, 4, 64])
 def test_groups_do_not_touch_each_other(trellis: int) -> None:
-    together = _on_device(_group((3, 8, 32, 64), trellis))
+    together = _on_device(_group((3, 32, 8, 64), trellis))
     alone = [_part(together, entry, block) for entry in range(3) for block in range(8)]
     integers, errors = round_group(together)
     for number, part in enumerate(alone):
-        at = divmod(number, 8)
+        entry, block = divmod(number, 8)
         wanted, left = round_group(part)
-        assert torch.equal(integers[at], wanted[0, 0])
-        assert torch.equal(errors[at], left[0, 0])
-        assert torch.equal(together.states[at], part.states[0, 0])
+        assert torch.equal(integers[entry, :, block], wanted[0, :, 0])
+        assert torch.equal(errors[entry, :, block], left[0, :, 0])
+        assert torch.equal(together.states[entry, block], part.states[0, 0])
 
 
 def test_states_may_be_spread_out() -> None:
-    group = _on_device(_group((2, 3, 32, 64), 8))
+    group = _on_device(_group((2, 32, 3, 64), 8))
     states = torch.stack([group.states, torch.full_like(group.states, -1)], dim=-1)
     spread = replace(group, states=states[..., 0])
     wanted, _ = round_group(group)
@@ -146,6 +151,6 @@ def test_states_may_be_spread_out() -> None:
 
 
 def test_no_rows_and_no_blocks_are_no_work() -> None:
-    for shape in ((2, 3, 4, 0), (2, 0, 4, 5), (2, 3, 0, 5)):
+    for shape in ((2, 4, 3, 0), (2, 4, 0, 5), (2, 0, 3, 5)):
         integers, errors = round_group(_on_device(_group(shape, 8)))
-        assert integers.shape == errors.shape == shape
+        assert integers.shape == errors.shape == torch.Size(shape)

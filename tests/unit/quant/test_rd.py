@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qpack.errors import CalibrationError
-from qpack.quant import stacks
+from qpack.progress import SILENT
+from qpack.quant import moments, stacks
 from qpack.quant.calibrate import collect
 from qpack.quant.engine import Quantizer
 from qpack.quant.plan import classify, make_plan
@@ -270,3 +271,17 @@ def test_moments_that_cannot_be_factored_are_reported() -> None:
     quantizer = Quantizer(tensors, plan, statistics)
     assert quantizer.fallbacks["up.weight"].startswith("no row feedback")
     assert torch.isfinite(decoded(quantizer.quantize(1.0)["up.weight"])).all()
+
+
+@pytest.mark.parametrize(("trellis", "levels"), [(0, 6), (8, 12)])
+def test_blocks_wait_for_their_run_and_along_a_trellis_for_their_weight(
+    monkeypatch: pytest.MonkeyPatch, trellis: int, levels: int
+) -> None:
+    tensors, plan, statistics = case(f"row_feedback = true\ntrellis = {trellis}")
+    monkeypatch.setattr(moments, "RUN_ROWS", 24)  # two runs of up.weight, of six blocks each
+    whole = statistics.moments["up.weight"][0]
+    statistics.moments["up.weight"] = torch.stack([whole[:24, :24], whole[24:, 24:]])
+    stacker = stacks.Stacker(statistics, lambda entry: entry.rule, tensors)
+    batches = stacker.batches(stacker.stacks(plan.tensors, SILENT))
+    found = next(b for b in batches if b.places[0].entry.name == "up.weight")
+    assert [block.level for block in found.blocks] == [i % levels for i in range(12)]
