@@ -265,6 +265,21 @@ def wanting_input_gradients(model: nn.Module) -> Iterator[None]:
             p.grad = grad
 
 
+class _Start(torch.autograd.Function):
+    """A number whose gradient by y is what is given. `torch.autograd.backward(y, gradient)` would
+    do, but imports a symbolic algebra system first, seconds on a machine that has not read it."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return y.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient, None
+
+
 def backward(
     output: Any, likelihood: Likelihood, *, seed: int, index: int, tap: GradientTap
 ) -> int:
@@ -285,7 +300,7 @@ def backward(
         gradient = _gradient(y.detach(), likelihood, generator)
     tap.backward = True
     try:
-        torch.autograd.backward(y, gradient)
+        torch.autograd.backward(_Start.apply(y, gradient))  # type: ignore[no-untyped-call]
     finally:
         tap.backward = False
     return y.numel() // y.shape[-1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -258,3 +260,19 @@ def test_drawn_labels_have_the_models_distribution() -> None:
     drawn = (p - gradient).mean(0)
     assert torch.allclose(drawn, p[0], atol=4 * math.sqrt(0.25 / 20_000))
     torch.testing.assert_close(gradient.sum(1), torch.zeros(20_000), atol=1e-5, rtol=0)
+
+
+FIRST_CALIBRATION = """
+import sys, torch
+from qpack.quant.calibrate import Sensing, collect
+model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9))
+found = collect(model, [torch.arange(9)[None]], fingerprint="f", sensing=Sensing())
+assert len(found.sensitivities["1.weight"]) == 9
+print(*(name for name in ("sympy", "torch._dynamo") if name in sys.modules))
+"""
+
+
+def test_the_first_calibration_imports_no_compiler() -> None:
+    command = [sys.executable, "-W", "error", "-c", FIRST_CALIBRATION]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert not done.stdout.split()
