@@ -27,7 +27,14 @@ from qpack.quant.plan import Plan, TensorPlan
 from qpack.quant.sensitivity import form_of, mean_hessian
 from qpack.quant.stacks import Batch, Place, Stacker, rows_of
 from qpack.quant.statistics import Statistics
-from qpack.quant.steps import OCTAVE, LogSteps, StepModel, log_steps, root_mean_square
+from qpack.quant.steps import (
+    OCTAVE,
+    TENSOR_RANGE,
+    LogSteps,
+    StepModel,
+    log_steps,
+    root_mean_square,
+)
 from qpack.rule import Rule
 from qpack.tensors import QuantizedTensor
 
@@ -70,6 +77,11 @@ class Quantizer:
             self._check_sensitivities(entries, statistics)
             self._prepare(entries, statistics, progress)
         self._steps = self._step_model(entries)
+        for name, octaves in self._steps.held.items():
+            self.fallbacks[name] = (
+                f"steps {TENSOR_RANGE:g} octaves from the model's: by its sensitivities they would "
+                f"be {abs(octaves):.1f} octaves {'finer' if octaves > 0 else 'coarser'}"
+            )
         stacked = {place.entry.name for batch in self._batches for place in batch.places}
         self._plain = [entry for entry in entries if entry.name not in stacked]
         self._fixed = self._solve(turned=False, value=0.0)
@@ -79,8 +91,8 @@ class Quantizer:
         return self._fixed | self._solve(turned=True, value=value)
 
     def with_terms(self, terms: tuple[str, ...]) -> Quantizer:
-        """The same tensors with these terms in every rd rule; factors are shared. With none, which
-        is to do without sensitivities, rows have no feedback either."""
+        """The same tensors with these terms in every rd rule. With none, steps do without
+        sensitivities, and rows have no feedback. Factors are shared, so H stays what it is."""
         other = copy.copy(self)
         other._terms = terms
         other._fixed = other._solve(turned=False, value=0.0)

@@ -50,7 +50,7 @@ class RowFeedback:
 def factor_rows(moments: Tensor, rows: int, block: int) -> RowFeedback | None:
     """Factor `moments` (runs, side, side) of a weight of so many rows, in blocks of `block` rows.
 
-    None where they are not finite, all zero, or not positive semi-definite.
+    None where they are not finite, all zero, not positive semi-definite, or out of float32's range.
     """
     if not bool(torch.isfinite(moments).all()):
         return None
@@ -69,8 +69,11 @@ def factor_rows(moments: Tensor, rows: int, block: int) -> RowFeedback | None:
         weights.append(found[0])
         carry += found[1]
     device = moments.device
+    kept = torch.cat(weights).float()
+    if not bool((torch.isfinite(kept) & (kept >= torch.finfo(kept.dtype).tiny)).all()):
+        return None
     return RowFeedback(
-        weights=torch.cat(weights).float().to(device),
+        weights=kept.to(device),
         carry=tuple(m.float().to(device) for m in carry),
     )
 

@@ -45,7 +45,8 @@ class Form:
     floored: int
     """rows whose weight was raised to the floor"""
     known: bool
-    """whether rows have sensitivities; otherwise all weigh 1, and tensors cannot be compared"""
+    """whether rows have sensitivities that float32 can hold; otherwise all weigh 1, and tensors
+    cannot be compared"""
 
 
 def form_of(name: str, statistics: Statistics) -> Form | None:
@@ -54,15 +55,14 @@ def form_of(name: str, statistics: Statistics) -> Form | None:
     g = statistics.sensitivities.get(name)
     f, g_in = statistics.frequencies.get(name), statistics.table_sensitivities.get(name)
     lookup = None
-    if f is not None and g_in is not None and _informs(g_in):
+    if f is not None and g_in is not None and informs(g_in):
         lookup = f, g_in
     if H is None:
         return None if lookup is None else _lookup_form(*lookup)
-    if g is None or not _informs(g):
-        return Form(H=H, weights=H.new_ones(0), floored=0, known=False)
-    if lookup is None:
-        return _floored(H, g)
-    return tied_form(H, g, *lookup)
+    if g is None or not informs(g):
+        return _unknown(H)
+    form = _floored(H, g) if lookup is None else tied_form(H, g, *lookup)
+    return form if _in_range(form) else _unknown(H)
 
 
 def mean_hessian(name: str, statistics: Statistics) -> Tensor | None:
@@ -86,27 +86,42 @@ def _blended_hessian(name: str, statistics: Statistics) -> Tensor | None:
 
 def tied_form(H: Tensor, g: Tensor, f: Tensor, g_in: Tensor) -> Form:
     """The form of a table whose rows are both multiplied by (H, g) and looked up (f, g_in)."""
-    mean_g, mean_f = float(precise(g).mean()), float(precise(f).mean())
-    combined = mean_g * H + torch.diag(mean_f * g_in)
-    trace_H, trace_in = float(precise(H.diagonal()).sum()), float(precise(g_in).sum())
-    trace = mean_g * trace_H + mean_f * trace_in
-    return _floored(combined, (g * trace_H + f * trace_in) / trace)
+    wide_H, wide_g, wide_f, wide_in = (precise(x) for x in (H, g, f, g_in))
+    combined = wide_g.mean() * wide_H + torch.diag(wide_f.mean() * wide_in)
+    trace_H, trace_in = wide_H.diagonal().sum(), wide_in.sum()
+    trace = wide_g.mean() * trace_H + wide_f.mean() * trace_in
+    return _floored(combined.to(H), (wide_g * trace_H + wide_f * trace_in) / trace)
 
 
 def _lookup_form(f: Tensor, g_in: Tensor) -> Form:
-    return _floored(torch.diag(g_in), f)
+    H = torch.diag(g_in)
+    form = _floored(H, f)
+    return form if _in_range(form) else _unknown(H)
 
 
 def _floored(H: Tensor, weights: Tensor) -> Form:
-    least = FLOOR * float(precise(weights).mean())
+    """Weights as they are, or in float64, with their floor."""
+    wide = precise(weights)
+    least = FLOOR * wide.mean()
     return Form(
         H=H,
-        weights=weights.clamp_min(least),
-        floored=int((weights < least).sum()),
+        weights=wide.clamp_min(least).to(H),
+        floored=int((wide < least).sum()),
         known=True,
     )
 
 
-def _informs(values: Tensor) -> bool:
+def _unknown(H: Tensor) -> Form:
+    return Form(H=H, weights=H.new_ones(0), floored=0, known=False)
+
+
+def _in_range(form: Form) -> bool:
+    """Whether float32 holds the weights, and the trace of H where that is a number at all."""
+    tiny = torch.finfo(form.weights.dtype).tiny
+    weights_fit = bool((torch.isfinite(form.weights) & (form.weights >= tiny)).all())
+    return weights_fit and not bool(torch.isinf(form.H).any())
+
+
+def informs(values: Tensor) -> bool:
     """Whether these can weigh anything: finite, and not all zero."""
     return bool(torch.isfinite(values).all()) and bool((values > 0).any())

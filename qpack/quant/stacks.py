@@ -17,7 +17,7 @@ from qpack.quant.blockwise import RowBlock
 from qpack.quant.factor import Factor, factor_hessian
 from qpack.quant.plan import TensorPlan
 from qpack.quant.rowwise import BLOCK_ROWS, RowFeedback, factor_rows
-from qpack.quant.sensitivity import Form, form_of
+from qpack.quant.sensitivity import Form, form_of, informs
 from qpack.quant.statistics import Statistics
 from qpack.rule import Rule
 
@@ -152,7 +152,11 @@ class Stacker:
     def _note_form(self, entry: TensorPlan, rule: Rule, form: Form) -> None:
         name = entry.name
         if not form.known:
-            self.fallbacks[name] = "equal relative steps: its outputs have no sensitivities"
+            g = self._statistics.sensitivities.get(name)
+            why = "its sensitivities are out of the range of float32"
+            if g is None or not informs(g):
+                why = "its outputs have no sensitivities"
+            self.fallbacks[name] = f"equal relative steps: {why}"
             return
         device = self._weights[name].device
         self.row_weights[name] = form.weights.to(device)

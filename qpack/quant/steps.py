@@ -104,6 +104,8 @@ class StepModel:
             for name, value in finer.items()
         }
         """octaves that a tensor's steps are finer than equal relative ones, kappa apart"""
+        self.held = {n: finer[n] - kept for n, kept in self._finer.items() if kept != finer[n]}
+        """octaves that a tensor was held back by `TENSOR_RANGE`, either way"""
         self.log_kappa = (
             sum(num_weights[name] * value for name, value in self._finer.items()) / total
             if total

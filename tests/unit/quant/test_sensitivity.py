@@ -74,3 +74,25 @@ def test_rows_that_no_gradient_reached_stay_alive() -> None:
 def test_sensitivities_that_say_nothing_are_not_used(g: torch.Tensor | None) -> None:
     form = form_of("w", statistics(sensitivities={} if g is None else {"w": g}))
     assert form is not None and not form.known
+
+
+def test_a_tied_form_is_made_in_float64() -> None:
+    X = correlated_inputs(100, 12, seed=1)
+    H, g, f, g_in = X.T @ X / 100, torch.rand(7) + 0.1, torch.rand(7), torch.rand(12)
+    form, same = tied_form(H * 1e12, g * 1e18, f, g_in * 1e30), tied_form(H, g, f, g_in)
+    assert torch.allclose(form.H, same.H * 1e30)
+    assert torch.allclose(form.weights, same.weights)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e38])
+def test_what_float32_cannot_hold_weighs_nothing(scale: float) -> None:
+    g, one = torch.linspace(0.5, 2, 5) * scale, torch.ones(5)
+    given = statistics(sensitivities={"w": g}, frequencies={"w": one, "t": g})
+    given = replace(given, table_sensitivities={"w": torch.ones(12), "t": torch.ones(12)})
+    given.hessians["w"] *= 1e6
+    tied, lookup = form_of("w", given), form_of("t", given)
+    assert tied is not None and lookup is not None
+    assert tied.known is (scale < 1)  # the lookups are worth more than nothing
+    assert lookup.known is (scale > 1)
+    for form in (tied, lookup):
+        assert torch.isfinite(form.H).all() and torch.isfinite(form.weights).all()
