@@ -42,6 +42,7 @@ from qpack.stages import RunLog
 from qpack.sweep import make_fitter, make_quantizer, num_weights, planned, score_contents
 from qpack.tensors import Contents
 from qpack.tokens import sha256_file
+from qpack.tuned import fit_tuned
 
 SCHEMA = "qpack.bench-rate-distortion/1"
 RECORD, RECORD_K, RECORD_CODECS = "record", 12.85, ("brotli",)
@@ -224,17 +225,24 @@ class Work:
         self.fitter = make_fitter(inputs, self.quantizer, RunLog())
 
     def at_bytes(self, budget: int) -> dict[str, Any]:
-        """The finest file of at most `budget` bytes. A tuned one makes room for what it grows."""
-        room = budget
-        for _ in range(TRIES):
-            with clocked(self.seconds, "fit"):
-                fitted = self.fitter.fit(room)
-            contents, tuned = self.tuned(fitted.contents)
-            size = len(self.rendered(contents))
-            if size <= budget:
-                return self.finished(fitted.search.value, contents, tuned)
-            room -= size - budget
-        raise SystemExit(f"no file of {budget:,} B after {TRIES} tries")
+        """The finest file of at most `budget` bytes."""
+        with clocked(self.seconds, "fit"):
+            fitted = self.fitter.fit(budget)
+        record = None
+        if self.tune_steps:
+            form, codecs = self.inputs.form, self.inputs.codecs
+            with clocked(self.seconds, "tune"):
+                fitted, tuned = fit_tuned(
+                    self.fitter,
+                    fitted,
+                    self.tuning(),
+                    budget,
+                    form=form,
+                    codecs=codecs,
+                    progress=RunLog(),
+                )
+            record = tuned.describe()
+        return self.finished(fitted.search.value, fitted.contents, record)
 
     def at_kl(self, target: float) -> dict[str, Any]:
         """The coarsest file found whose KL is at most `target`, and hardly less.
@@ -263,19 +271,18 @@ class Work:
         """Contents after tuning, and what it did, where the row asks for it."""
         if not self.tune_steps:
             return contents, None
-        tuning = Tuning(
+        with clocked(self.seconds, "tune"):
+            done = tune(contents, self.tuning())
+        return done.contents, {"steps": done.steps, "before": done.before, "after": done.after}
+
+    def tuning(self) -> Tuning:
+        """How contents are tuned."""
+        return Tuning(
             model=self.inputs.model,
             batches=self.bench.tuning_batches,
             held_out=self.bench.held_out,
             steps=self.tune_steps,
         )
-        with clocked(self.seconds, "tune"):
-            done = tune(contents, tuning)
-        return done.contents, {
-            "steps": done.steps,
-            "held_out_kl_before": done.before,
-            "held_out_kl_after": done.after,
-        }
 
     def rendered(self, contents: Contents) -> bytes:
         """The whole file."""

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,14 @@ def write_task(
     *,
     hessians: Mapping[str, Tensor],
     members: Mapping[str, str],
+    tables: Sequence[str],
     files: Mapping[str, str],
 ) -> None:
-    """The file that `worker.Task` reads: `weights` (rows, cols), `hessians` by leader."""
+    """The file that `worker.Task` reads: `weights` (rows, cols), `hessians` by leader, and which
+    of the weights are `tables` of tokens."""
     tensors = {f"weight/{name}": w.float().contiguous() for name, w in weights.items()}
     tensors |= {f"hessian/{name}": H.float().contiguous() for name, H in hessians.items()}
-    known = {"members": dict(members), "files": dict(files)}
+    known = {"members": dict(members), "tables": list(tables), "files": dict(files)}
     save_file(tensors, path, metadata={"task": json.dumps(known)})
 
 

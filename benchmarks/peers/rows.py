@@ -24,8 +24,8 @@ class Row:
     at_bytes_of: str | None = None
 
 
-def _gptq(bits: int) -> Row:
-    return Row(peer="llmcompressor", settings={"num_bits": bits, "group_size": 128})
+def _gptq(bits: int, **more: int) -> Row:
+    return Row(peer="llmcompressor", settings={"num_bits": bits, "group_size": 128, **more})
 
 
 def _default(at_bytes_of: str) -> Row:
@@ -36,7 +36,9 @@ ROWS: dict[str, Row] = {
     "record recipe, brotli": Row(peer="qpack", settings={**RECORD, "codecs": ["brotli"]}),
     "record recipe, lrzip": Row(peer="lrzip", settings=RECORD),
     "llm-compressor GPTQ W4 g128": _gptq(4),
+    "llm-compressor GPTQ W4 g128, table 8": _gptq(4, table_bits=8),
     "llm-compressor GPTQ W3 g128": _gptq(3),
+    "llm-compressor GPTQ W3 g128, table 8": _gptq(3, table_bits=8),
     "nncodec qp -22": Row(peer="nncodec", settings={"qp": -22}),
     "nncodec qp -20": Row(peer="nncodec", settings={"qp": -20}),
     "nncodec qp -18": Row(peer="nncodec", settings={"qp": -18}),

@@ -143,6 +143,7 @@ class Bench:
             self.weights,
             hessians=hessians,
             members=members,
+            tables=[e.name for e in self.inputs.plan.tensors if e.kind == "embedding"],
             files={name: str(path.absolute()) for name, path in files.items()},
         )
 

@@ -29,22 +29,32 @@ FILE = "weights.safetensors"
 
 
 class LlmCompressor(Peer):
-    """Settings: `num_bits`, `group_size`; symmetric."""
+    """Settings: `num_bits`, `group_size`; `table_bits`, where tables have others; symmetric."""
 
     def __init__(self, task: Task, settings: dict[str, int]) -> None:
         super().__init__(task, settings)
-        weights = QuantizationArgs(
-            **settings, strategy="group", symmetric=True, actorder=ActivationOrdering.STATIC
-        )
-        self.scheme = QuantizationScheme(targets=["Linear"], weights=weights)
         self.facts["fell_back_to_nearest"] = []
+
+    def scheme(self, name: str) -> QuantizationScheme:
+        """How a weight is quantized."""
+        bits = self.settings["num_bits"]
+        if name in self.task.known["tables"]:
+            bits = self.settings.get("table_bits", bits)
+        weights = QuantizationArgs(
+            num_bits=bits,
+            group_size=self.settings["group_size"],
+            strategy="group",
+            symmetric=True,
+            actorder=ActivationOrdering.STATIC,
+        )
+        return QuantizationScheme(targets=["Linear"], weights=weights)
 
     def encode(self, folder: Path) -> None:
         tensors = {}
         for name in self.task.weights:
             with torch.no_grad():
                 solved = self._solved(name)
-            packed = PackedQuantizationCompressor.compress(solved, self.scheme)
+            packed = PackedQuantizationCompressor.compress(solved, self.scheme(name))
             tensors |= {f"{name}.{key}": value for key, value in packed.items()}
         save_file(tensors, folder / FILE)
 
@@ -53,7 +63,8 @@ class LlmCompressor(Peer):
         rows, cols = weight.shape
         linear = torch.nn.Linear(cols, rows, bias=False, dtype=torch.float16)
         linear.weight.data.copy_(weight)
-        initialize_module_for_quantization(linear, self.scheme)
+        scheme = self.scheme(name)
+        initialize_module_for_quantization(linear, scheme)
         initialize_observer(linear, "weight")
         observe(linear, "weight")
         chosen = linear.weight_observer.get_qparams()
@@ -63,7 +74,7 @@ class LlmCompressor(Peer):
             chosen["scale"][None],
             chosen["zero_point"][None],
             None,
-            self.scheme.weights,
+            scheme.weights,
         )
         if bool(fallback.any()):
             self.facts["fell_back_to_nearest"].append(name)
@@ -79,7 +90,7 @@ class LlmCompressor(Peer):
             name, _, part = key.rpartition(".")
             parts[name][part] = tensor
         return {
-            name: PackedQuantizationCompressor.decompress(part, self.scheme)["weight"]
+            name: PackedQuantizationCompressor.decompress(part, self.scheme(name))["weight"]
             .float()
             .numpy()
             for name, part in parts.items()

@@ -37,7 +37,8 @@ class Task:
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="numpy") as file:
             self.known: dict[str, Any] = json.loads(file.metadata()["task"])
-            """`members` (weight -> leader) and what the task says besides"""
+            """`members` (weight -> leader), `tables` (weights that are tables of tokens) and what
+            the task says besides"""
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self._hessians = _named(stored, "hessian/")
         self.weights: Weights = _named(stored, "weight/")
@@ -90,6 +91,7 @@ def measure(peer: Peer) -> tuple[Weights, dict[str, Any]]:
         folder = Path(name)
         _, encode = clocked(lambda: peer.encode(folder))
         size = stored_bytes(folder)
+        peer.decode(folder)  # some packages compile what they decode with when they first do
         decoded, decode = clocked(lambda: peer.decode(folder))
     whole = {name: np.ascontiguousarray(w, dtype=np.float32) for name, w in decoded.items()}
     seconds = {"encode": encode, "decode": decode}

@@ -95,6 +95,9 @@ class Quantizer:
         sensitivities, and rows have no feedback. Factors are shared, so H stays what it is."""
         other = copy.copy(self)
         other._terms = terms
+        if "tensor" not in terms:
+            held = self._steps.held
+            other.fallbacks = {n: why for n, why in self.fallbacks.items() if n not in held}
         other._fixed = other._solve(turned=False, value=0.0)
         return other
 

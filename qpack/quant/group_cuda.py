@@ -33,6 +33,7 @@ from qpack.quant import grid
 from qpack.quant.columns import LARGEST
 from qpack.quant.group import Group
 from qpack.quant.tcq import REBASE_ROWS, links
+from qpack.quant.tcq_cuda import nearest
 from qpack.trellis import next_states
 
 _CHUNK = tl.constexpr(REBASE_ROWS)
@@ -77,17 +78,12 @@ def _pick(tile, k, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def _nearest(target, coset):
-    return 4.0 * tl.floor((target - coset) * 0.25 + 0.5) + coset
-
-
-@triton.jit
 def _edges(target, weight, begin, SIZE: tl.constexpr):
     """(chunk, 4 i + q): the cost of coset q in row begin + i of a chunk, for half its rows."""
     place = tl.arange(0, 2 * SIZE)
     row = place // _LANES * _CHUNK + begin + place % _LANES // 4
     target, weight = tl.gather(target, row, 0), tl.gather(weight, row, 0)
-    error = target - _nearest(target, (place % 4).to(tl.float32))
+    error = target - nearest(target, (place % 4).to(tl.float32))
     return (weight * error * error).reshape(SIZE // _CHUNK, _LANES)
 
 
@@ -286,7 +282,7 @@ def _round(  # noqa: PLR0913  one parameter a tensor
             word, state = _search(target, weight, state, length, HALF, ODD, BRANCH, SIZE)
             tl.store(states_ptr, state)
             coset = _coset(word, parities, branches).to(tl.float32)
-            m = tl.where(r < length, _nearest(target, coset), 0.0)
+            m = tl.where(r < length, nearest(target, coset), 0.0)
         else:
             u = tl.clamp(u, -_UNCLIPPED_MAX, _UNCLIPPED_MAX, propagate_nan=tl.PropagateNan.ALL)
             m = (u + _ROUNDER) - _ROUNDER

@@ -1,4 +1,5 @@
-"""The CUDA kernel of `tcq.py`: one program a segment, one warp, a lane or two for each state.
+"""The CUDA kernel of `tcq.py`: one program a segment, one warp, a lane or two for each state. It
+searches columns whole, however long; blocks of a size that registers hold are `group_cuda.py`'s.
 
 The same operations in the same order as there, in float32 and without fused multiply-adds, so the
 integers are the same to the last bit. Rows follow each other; what runs in parallel is the states,
@@ -18,7 +19,8 @@ from qpack.quant.tcq import REBASE_ROWS, links
 
 
 @triton.jit
-def _nearest(target, coset):
+def nearest(target, coset):
+    """The number of 4Z + `coset` that is nearest to `target`; the upper of two."""
     return 4.0 * tl.floor((target - coset) * 0.25 + 0.5) + coset
 
 
@@ -47,7 +49,7 @@ def _search(
     for r in range(rows):
         weight = 1.0 + tl.load(shrink_ptr + r)
         target = tl.div_rn(tl.load(u_ptr + r), weight)
-        zero, one = target - _nearest(target, coset), target - _nearest(target, coset + 2.0)
+        zero, one = target - nearest(target, coset), target - nearest(target, coset + 2.0)
         zero = tl.gather(cost, from_zero, 0) + weight * zero * zero
         one = tl.gather(cost, from_one, 0) + weight * one * one
         tl.store(chosen_ptr + r, tl.sum(tl.where(one < zero, place, 0)))
@@ -63,7 +65,7 @@ def _search(
         last = state // HALF
         bit = ((tl.load(chosen_ptr + r) >> state.to(tl.int64)) & 1).to(tl.int32)
         target = tl.div_rn(tl.load(u_ptr + r), 1.0 + tl.load(shrink_ptr + r))
-        tl.store(out_ptr + r, _nearest(target, (last + 2 * bit).to(tl.float32)))
+        tl.store(out_ptr + r, nearest(target, (last + 2 * bit).to(tl.float32)))
         state = 2 * ((state & (HALF - 1)) ^ (last * ODD) ^ (bit * BRANCH)) + last
 
 

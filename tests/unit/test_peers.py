@@ -79,7 +79,9 @@ def write_task(peers: dict[str, ModuleType], path: Path) -> dict[str, torch.Tens
     weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     H = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 3.0]])
     members = {"a": "a", "b": "a"}
-    peers["launch"].write_task(path, weights, hessians={"a": H}, members=members, files={"x": "y"})
+    peers["launch"].write_task(
+        path, weights, hessians={"a": H}, members=members, tables=["c"], files={"x": "y"}
+    )
     return weights
 
 
@@ -92,6 +94,7 @@ def test_peers_get_weights_and_hessians(peers: dict[str, ModuleType], tmp_path: 
     assert task.hessian("a")[0, 1] == 0.5
     assert np.array_equal(task.hessian("c"), np.eye(2))
     assert task.known["files"] == {"x": "y"}
+    assert task.known["tables"] == ["c"]
 
 
 def test_what_is_stored_is_counted_and_decoded(
