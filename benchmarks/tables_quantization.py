@@ -180,6 +180,25 @@ def equal_quality() -> str:
     return table([*head, "bytes against the recipe's"], rows)
 
 
+def sweep() -> str:
+    """What two recipes lose at the same budgets."""
+    points = result("sweep_golf27m")["points"]
+    by_budget: dict[int, dict[str, dict[str, float]]] = {}
+    for point in points:
+        by_budget.setdefault(point["budget_bytes"], {})[point["recipe"]] = point
+    rows = [
+        [
+            f"{budget:,}",
+            *(f"{found[recipe]['kl']:.5f}" for recipe in ("record", "default")),
+            f"{found['default']['kl'] / found['record']['kl']:.3f}",
+            *(f"{found[recipe]['gap']:+.5f}" for recipe in ("record", "default")),
+        ]
+        for budget, found in sorted(by_budget.items())
+    ]
+    head = ["budget", "KL, record", "KL, default", "ratio", "BPB gap, record"]
+    return table([*head, "BPB gap, default"], rows)
+
+
 def peers() -> str:
     """Other quantizers and coders beside qpack, on one checkpoint."""
     rows = [
@@ -282,6 +301,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rate_distortion_own": rate_distortion_own,
     "levers": levers,
     "equal_quality": equal_quality,
+    "sweep": sweep,
     "peers": peers,
     "peers_gaussian": peers_gaussian,
     "extras": extras,
