@@ -26,6 +26,8 @@ from qpack.trainer.config import (
     ScheduleSection,
 )
 from qpack.trainer.model.config import GPTConfig
+from qpack.trainer.stages.checkpoint import CheckpointSection
+from qpack.trainer.stages.script import ScriptSection
 
 OUT = Path(__file__).with_name("OPTIONS.md")
 SECTIONS: tuple[tuple[str, type[Section]], ...] = (
@@ -38,11 +40,15 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("[loop]", LoopSection),
     ("[[phase]]", PhaseSection),
     ("[pack]", PackSection),
+    ("[checkpoint]", CheckpointSection),
+    ("[script]", ScriptSection),
 )
 HEAD = """# Options of a run
 
-Every key that a configuration file of the reference trainer can hold, with its default. This page
-is written by `python docs/options.py --write` from the declarations. `qpack presets NAME` prints
+Every key that a configuration file can hold, with its default. `[checkpoint]` and `[script]` are of
+the stages `trainer = "checkpoint"` and `trainer = "script"`, `[pack]` is of all, the other tables
+of the reference trainer. `qpack train` checks `[pack]` and leaves it to `qpack run`. This page is
+written by `python docs/options.py --write` from the declarations. `qpack presets NAME` prints
 complete files to start from; `--set section.key=value` changes one key.
 """
 

@@ -32,7 +32,7 @@ NAME = "checkpoint"
 
 
 class CheckpointSection(GivenFiles):
-    """The table `[checkpoint]`."""
+    """Weights that are there already, in place of training."""
 
     path: AnyPath
     """A checkpoint or artifact of qpack, or foreign weights (.pt, .pth, .safetensors)."""

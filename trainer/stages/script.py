@@ -45,7 +45,7 @@ State = dict[Path, tuple[int, int]]
 
 
 class ScriptSection(GivenFiles):
-    """The table `[script]`."""
+    """A program that trains, and the file in which it leaves its weights."""
 
     command: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Program and arguments. Not read by a shell; relative names are found from `cwd`."""
