@@ -209,6 +209,9 @@ def calibrate(
         )
         if options.save_stats is not None and distributed.rank() == 0:
             save_statistics(options.save_stats, statistics, force=options.force)
+            log.note(f"wrote {options.save_stats}")
+    elif inputs.counts is not None:
+        log.note(f"statistics of {options.stats}; how often tokens occur is counted in the shard")
     if inputs.counts is None:
         return statistics
     return recounted(statistics, torch.from_numpy(inputs.counts))

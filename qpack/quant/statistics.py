@@ -1,12 +1,13 @@
 """Calibration statistics as a value, and as a file bound to its checkpoint by hash.
 
 The file is safetensors: one float32 upper triangle for each Hessian (the lower one is its mirror),
-one for each run of rows of a moment, and one vector for each sensitivity, with the groups, counts
-and provenance as JSON in the metadata.
+one for each run of rows of a moment, and one vector for each sensitivity, with the groups, counts,
+provenance and a checksum as JSON in the metadata.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -23,8 +24,9 @@ from torch import Tensor
 from qpack.artifact.writer import write_atomic
 from qpack.errors import CalibrationError
 from qpack.quant.moments import num_runs, side_of
+from qpack.torch_tensors import tensor_bytes
 
-SCHEMA = "qpack.statistics/4"
+SCHEMA = "qpack.statistics/5"
 
 _MATRICES = ("hessians", "weighted")
 """Fields that are a symmetric matrix a group; stored as FIELD/LEADER."""
@@ -88,7 +90,7 @@ def save_statistics(path: Path, statistics: Statistics, *, force: bool = False) 
     for name, runs in statistics.moments.items():
         rows, columns = torch.triu_indices(runs.shape[1], runs.shape[1], device=runs.device)
         tensors[f"{_RUNS}/{name}"] = runs[:, rows, columns].cpu().contiguous()
-    description = {
+    description: dict[str, Any] = {
         "schema": SCHEMA,
         "counts": statistics.counts,
         "members": statistics.members,
@@ -97,6 +99,7 @@ def save_statistics(path: Path, statistics: Statistics, *, force: bool = False) 
         "sensitivity_tokens": statistics.sensitivity_tokens,
         "token_tables": statistics.token_tables,
     }
+    description["sha256"] = digest_of(description, tensors)
     data = safetensors.torch.save(tensors, metadata={"qpack": json.dumps(description)})
     write_atomic(path, data, force=force)
 
@@ -113,7 +116,7 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
     except (OSError, SafetensorError, ValueError) as error:
         raise CalibrationError(
             f"{path.name}: cannot be read as statistics ({error})",
-            hint="write the file again with --save-stats",
+            hint="give a file that --save-stats wrote, or write it again",
         ) from None
     if not isinstance(description, dict) or description.get("schema") != SCHEMA:
         raise CalibrationError(
@@ -128,6 +131,8 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
     problems = _description_problems(description, packed) + _vector_problems(description, kinds)
     problems += _weighted_problems(weighted, packed)
     problems += _moment_problems(moments, kinds["sensitivities"])
+    if not problems and description.get("sha256") != digest_of(description, stored):
+        problems.append("it has changed since it was written: its SHA-256 is another")
     if problems:
         raise CalibrationError(
             f"{path.name}: damaged statistics",
@@ -161,6 +166,16 @@ def load_statistics(path: Path, *, fingerprint: str, device: torch.device | str)
             for kind in _VECTORS
         },
     )
+
+
+def digest_of(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that a file holds but for this digest."""
+    told = {key: value for key, value in description.items() if key != "sha256"}
+    found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name in sorted(tensors):
+        found.update(f"{name}\0".encode())
+        found.update(tensor_bytes(tensors[name]))
+    return found.hexdigest()
 
 
 def _vector_problems(

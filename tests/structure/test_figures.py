@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def test_every_table_is_used_and_filled() -> None:
     found = {match[2]: match[0] for match in tables.MARKED.finditer(texts)}
     assert found.keys() == tables.TABLES.keys()
     assert all(block.count("\n|") >= 3 for block in found.values())
+
+
+def test_the_readme_shows_the_default_recipe() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    shown = text[text.index("[qpack/recipes/default.toml]") :]
+    shown = shown[shown.index("```toml\n") + 8 :].partition("```")[0]
+    recipe = (ROOT / "qpack" / "recipes" / "default.toml").read_text("utf-8")
+    assert tomllib.loads(shown) == tomllib.loads(recipe)
 
 
 def test_a_changed_figure_is_noticed() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qpack.errors import CalibrationError, OutputExistsError
-from qpack.quant.statistics import Statistics, load_statistics, save_statistics
+from qpack.quant.statistics import Statistics, digest_of, load_statistics, save_statistics
 
 
 def sample() -> Statistics:
@@ -70,6 +70,16 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         load_statistics(tmp_path / "missing", fingerprint="abc", device="cpu")
 
 
+def test_one_bit_of_a_value_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "stats.safetensors"
+    save_statistics(path, sample())
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CalibrationError, match="SHA-256 is another"):
+        load_statistics(path, fingerprint="abc", device="cpu")
+
+
 def test_other_safetensors_are_refused(tmp_path: Path) -> None:
     import safetensors.torch
 
@@ -94,11 +104,12 @@ def test_statistics_that_do_not_agree_with_themselves(tmp_path: Path) -> None:
 
     def write(tensors: dict[str, torch.Tensor], **changes: object) -> Path:
         description = {
-            "schema": "qpack.statistics/4", "counts": {"a": 3}, "members": {"a": "a"},
+            "schema": "qpack.statistics/5", "counts": {"a": 3}, "members": {"a": "a"},
             "fingerprint": "abc", "source": {}, "sensitivity_tokens": 3,
             "token_tables": {},
         } | changes  # fmt: skip
         path = tmp_path / "s.safetensors"
+        description = {"sha256": digest_of(description, tensors)} | description
         safetensors.torch.save_file(tensors, path, metadata={"qpack": json.dumps(description)})
         return path
 
@@ -121,6 +132,7 @@ def test_statistics_that_do_not_agree_with_themselves(tmp_path: Path) -> None:
         (triangle, {"counts": {}}, "a: no count"),
         (triangle, {"counts": None}, "counts: missing"),
         (triangle, {"members": {"b": "c"}}, "c: no Hessian"),
+        (triangle, {"sha256": "0" * 64}, "its SHA-256 is another"),
     ):
         with pytest.raises(CalibrationError, match="damaged") as caught:
             load_statistics(write(tensors, **changes), fingerprint="abc", device="cpu")
