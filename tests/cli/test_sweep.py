@@ -43,6 +43,18 @@ def given(tmp_path: Path) -> Path:
     return path
 
 
+def test_what_is_next_packs_from_the_same_statistics(
+    qpack: Runner, asked: list[Any], given: Path, tmp_path: Path
+) -> None:
+    outcome = qpack(
+        "sweep", given, "8MB", "--calib", given, "--tokenizer", given, "-o", tmp_path / "c.json",
+        "--calib-tokens", "5000", "--sens-tokens", "3000", "--stats", given,
+    )  # fmt: skip
+    assert len(asked) == 1
+    line = outcome.err.partition("next: ")[2]
+    assert f"--calib-tokens 5000 --sens-tokens 3000 --tokenizer {given} --stats {given}" in line
+
+
 def test_what_is_asked_and_what_is_left(
     qpack: Runner, asked: list[Any], given: Path, tmp_path: Path
 ) -> None:

@@ -78,18 +78,22 @@ def _part(group: Group, entry: int, block: int) -> Group:
     return replace(group, lengths=group.lengths[blocks], **tensors)
 
 
-@pytest.mark.parametrize("shape", SHAPES + LARGE)
-@pytest.mark.parametrize("trellis", TRELLISES)
-def test_exact_numbers_are_rounded_as_on_the_cpu(
-    shape: tuple[int, int, int, int], trellis: int
-) -> None:
-    here = _exact(_group(shape, trellis))
+def _check_the_same(here: Group) -> None:
     there = _on_device(here)
     integers, errors = round_group(there)
     wanted, left = round_group(here)
     assert torch.equal(integers.cpu(), wanted)
     assert torch.equal(errors.cpu(), left)
     assert torch.equal(there.states.cpu(), here.states)
+
+
+@pytest.mark.parametrize("shape", SHAPES + LARGE)
+@pytest.mark.parametrize("trellis", TRELLISES)
+def test_exact_numbers_are_rounded_as_on_the_cpu(
+    shape: tuple[int, int, int, int], trellis: int
+) -> None:
+    here = _exact(_group(shape, trellis))
+    _check_the_same(here)
 
 
 @pytest.mark.parametrize("shape", SHAPES + LARGE)
@@ -118,12 +122,7 @@ def test_weights_of_any_size_are_rounded_as_on_the_cpu(
 ) -> None:
     few_bits = _exact(_group((4, 3, 5, 64), trellis))
     here = replace(few_bits, w=few_bits.w * scale, shrink=few_bits.shrink + pull)
-    there = _on_device(here)
-    integers, errors = round_group(there)
-    wanted, left = round_group(here)
-    assert torch.equal(integers.cpu(), wanted)
-    assert torch.equal(errors.cpu(), left)
-    assert torch.equal(there.states.cpu(), here.states)
+    _check_the_same(here)
 
 
 @pytest.mark.parametrize("trellis", [0, 4, 64])
