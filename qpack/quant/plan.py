@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,8 @@ def make_plan(
             problems.append(f"{name}: tied tensors under different rules ({listing})")
             continue
         rule = recipe.rules[indices.pop()]
+        if kinds[name] == "embedding":  # its rows are pieces, of which a token has one
+            rule = replace(rule, row_feedback=False)
         problem = _offence(tensors[name], rule)
         if problem:
             problems.append(f"{name}: {problem}")

@@ -54,6 +54,14 @@ def test_default_recipe_covers_every_tensor() -> None:
     assert plan.warnings == ()
 
 
+def test_rows_of_tables_have_no_feedback_and_say_so() -> None:
+    plan = plan_with('[[rule]]\nmatch="re:.*weight"\nscale="rd"\nrow_feedback=true\n'
+                     '[[rule]]\nmatch="re:.*"\ntype="keep"')  # fmt: skip
+    labels = {entry.name: entry.rule.label() for entry in plan.tensors}
+    assert "row feedback" in labels["blocks.0.weight"]
+    assert "row feedback" not in labels["emb.weight"]
+
+
 def test_natural_order() -> None:
     names = [e.name for e in plan_with('[[rule]]\nmatch="re:.*"\ntype="keep"').tensors]
     assert names.index("blocks.2.weight") < names.index("blocks.10.weight")
