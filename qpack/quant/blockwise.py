@@ -3,9 +3,11 @@
 Rows stand in blocks (`qpack.quant.rowwise`). A block of rows goes through the columns as in
 `qpack.quant.gptq`; what it loses in a column, f = error / U_jj, also moves the targets of the
 blocks after it in the same column, by U_jj M f. So a block may take a group of `INNER` columns once
-the block before it has done them: blocks follow each other through the columns like carriages of a
-train, and all blocks on the way are rounded as one batch. That takes (groups + blocks - 1) rounds
-of `INNER` columns, where block after block would take groups * blocks.
+the blocks that it waits for have done them: blocks follow each other through the columns like
+carriages of a train, and all blocks on the way are rounded as one batch. Blocks with equally many
+to wait for, of other weights or runs, are a level and move together. That takes (groups + levels -
+1) rounds of `INNER` columns, where block after block would take groups * blocks. Rows without
+feedback are blocks of one level.
 
 The path of a trellis runs through all blocks of a weight: each starts a column in the state in
 which the block before it ended. Only the end of a block is not chosen with regard to what follows.

@@ -77,11 +77,11 @@ class Quantizer:
             self._check_sensitivities(entries, statistics)
             self._prepare(entries, statistics, progress)
         self._steps = self._step_model(entries)
-        for name, octaves in self._steps.held.items():
-            self.fallbacks[name] = (
-                f"steps {TENSOR_RANGE:g} octaves from the model's: by its sensitivities they would "
-                f"be {abs(octaves):.1f} octaves {'finer' if octaves > 0 else 'coarser'}"
-            )
+        self._unheld = self.fallbacks
+        self.fallbacks = self._unheld | {
+            name: "; ".join(filter(None, (self._unheld.get(name), _held(octaves))))
+            for name, octaves in self._steps.held.items()
+        }
         stacked = {place.entry.name for batch in self._batches for place in batch.places}
         self._plain = [entry for entry in entries if entry.name not in stacked]
         self._fixed = self._solve(turned=False, value=0.0)
@@ -95,9 +95,7 @@ class Quantizer:
         sensitivities, and rows have no feedback. Factors are shared, so H stays what it is."""
         other = copy.copy(self)
         other._terms = terms
-        if "tensor" not in terms:
-            held = self._steps.held
-            other.fallbacks = {n: why for n, why in self.fallbacks.items() if n not in held}
+        other.fallbacks = self.fallbacks if "tensor" in terms else self._unheld
         other._fixed = other._solve(turned=False, value=0.0)
         return other
 
@@ -294,6 +292,14 @@ class Quantizer:
 
 _Rows = tuple[Tensor, Tensor, Tensor]
 """integers (rows, cols), step codes (rows,), cost (rows,)"""
+
+
+def _held(octaves: float) -> str:
+    """That a tensor is so many octaves coarser than its sensitivities ask for (finer: below 0)."""
+    return (
+        f"steps {TENSOR_RANGE:g} octaves from the model's: by its sensitivities they would be "
+        f"{abs(octaves):.1f} octaves {'finer' if octaves > 0 else 'coarser'}"
+    )
 
 
 def least_codes(W: Tensor, col_code: int) -> Tensor:

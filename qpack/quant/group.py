@@ -22,7 +22,7 @@ from qpack.quant.tcq import round_column
 class Group:
     """Blocks of rows (batch, n, size), each at a group of columns of its own, of `width` columns.
 
-    All float32 and contiguous but for the states.
+    All float32 but for the states.
     """
 
     w: Tensor

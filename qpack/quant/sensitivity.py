@@ -116,7 +116,7 @@ def _unknown(H: Tensor) -> Form:
 
 
 def _in_range(form: Form) -> bool:
-    """Whether float32 holds the weights, and the trace of H where that is a number at all."""
+    """Whether float32 holds the weights and H; an H with NaN is told when it is factored."""
     tiny = torch.finfo(form.weights.dtype).tiny
     weights_fit = bool((torch.isfinite(form.weights) & (form.weights >= tiny)).all())
     return weights_fit and not bool(torch.isinf(form.H).any())

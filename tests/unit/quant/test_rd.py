@@ -286,6 +286,16 @@ def test_moments_that_cannot_be_factored_are_reported() -> None:
     assert torch.isfinite(decoded(quantizer.quantize(1.0)["up.weight"])).all()
 
 
+def test_a_tensor_may_have_two_fallbacks() -> None:
+    tensors, plan, statistics = case("row_feedback = true")
+    statistics = broken(statistics, "large gradients")
+    statistics.moments["up.weight"][0, 0, 1] = float("nan")
+    quantizer = Quantizer(tensors, plan, statistics)
+    feedback, held = quantizer.fallbacks["up.weight"].split("; ")
+    assert feedback.startswith("no row feedback") and held.endswith("octaves finer")
+    assert quantizer.with_terms(()).fallbacks["up.weight"] == feedback
+
+
 @pytest.mark.parametrize(("trellis", "levels"), [(0, 6), (8, 12)])
 def test_blocks_wait_for_their_run_and_along_a_trellis_for_their_weight(
     monkeypatch: pytest.MonkeyPatch, trellis: int, levels: int
