@@ -2,12 +2,12 @@
 
 Rows stand in blocks (`qpack.quant.rowwise`). A block of rows goes through the columns as in
 `qpack.quant.gptq`; what it loses in a column, f = error / U_jj, also moves the targets of the
-blocks after it in the same column, by U_jj M f. So a block may take a group of `INNER` columns once
-the blocks that it waits for have done them: blocks follow each other through the columns like
-carriages of a train, and all blocks on the way are rounded as one batch. Blocks with equally many
-to wait for, of other weights or runs, are a level and move together. That takes (groups + levels -
-1) rounds of `INNER` columns, where block after block would take groups * blocks. Rows without
-feedback are blocks of one level.
+blocks after it in the same column, by U_jj M f. So a block may take a group of columns once the
+blocks that it waits for have done them: blocks follow each other through the columns like carriages
+of a train, and all blocks on the way are rounded as one batch. Blocks with equally many to wait
+for, of other weights or runs, are a level and move together. That takes (groups + levels - 1)
+rounds of a group, where block after block would take groups * blocks. Rows without feedback are
+blocks of one level.
 
 The path of a trellis runs through all blocks of a weight: each starts a column in the state in
 which the block before it ended. Only the end of a block is not chosen with regard to what follows.
@@ -27,6 +27,11 @@ from torch import Tensor
 from qpack.quant.columns import BlockSteps
 from qpack.quant.gptq import INNER
 from qpack.quant.group import Group, round_group
+
+GPU_COLUMNS = 128
+"""Columns of a group on a GPU without a trellis. There a pass takes as long as the start of its
+thousands of kernels, and wider groups start fewer. Paths of a trellis take their columns one after
+the other, and in wider groups the last blocks of a weight wait longer for the first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,7 +71,8 @@ class _Train:
         self._blocks, self._trellis = blocks, steps.trellis
         self._batch, self._cols, self._num_rows = WT.shape
         self._size = max(_length(block) for block in blocks)
-        self.groups = -(-self._cols // INNER)
+        self._width = GPU_COLUMNS if WT.is_cuda and not self._trellis else INNER
+        self.groups = -(-self._cols // self._width)
         self._order = sorted(range(len(blocks)), key=lambda index: blocks[index].level)
         levels = [blocks[index].level for index in self._order]
         self.levels = levels[-1] + 1
@@ -79,21 +85,25 @@ class _Train:
         self._before = torch.tensor(before, device=device)
         self._W = [self._by_level(WT, level) for level in range(self.levels)]
         self._Q = [torch.empty_like(W) for W in self._W]
-        self._moved = WT.new_zeros((self._batch, self.groups, INNER, len(blocks) * self._size))
+        self._moved = WT.new_zeros(
+            (self._batch, self.groups, self._width, len(blocks) * self._size)
+        )
         """what rows before have added to the targets, before the factor U_jj; blocks as given"""
-        spare = self.groups * INNER - self._cols
+        spare = self.groups * self._width - self._cols
         self._U = torch.nn.functional.pad(U, (0, spare, 0, spare))
         self._U.diagonal(dim1=1, dim2=2)[:, self._cols :] = 1.0
-        squares = self._U.view(self._batch, self.groups, INNER, self.groups, INNER)
+        squares = self._U.view(self._batch, self.groups, self._width, self.groups, self._width)
         self._squares = squares.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).contiguous()
-        """(batch, groups, INNER, INNER): the diagonal blocks of U"""
+        """(batch, groups, width, width): the diagonal blocks of U"""
         self._row_steps = self._spread(steps.rows, 1.0)
         self._shrink = self._spread(steps.shrink, 0.0)
         cols = torch.nn.functional.pad(steps.cols, (0, spare), value=1.0)
-        self._cols_of = cols.view(self._batch, self.groups, INNER)
+        self._cols_of = cols.view(self._batch, self.groups, self._width)
         self._carry = [self._filled(block) for block in blocks]
         self._ends = torch.zeros(
-            (self._batch, len(blocks) + 1, self.groups, INNER), dtype=torch.int32, device=device
+            (self._batch, len(blocks) + 1, self.groups, self._width),
+            dtype=torch.int32,
+            device=device,
         )
         """states in which paths end; the last entry is the one before every first block"""
 
@@ -102,10 +112,10 @@ class _Train:
         first, last = max(0, turn - self.groups + 1), min(turn, self.levels - 1)
         on_way = slice(self._starts[first], self._starts[last + 1])
         group, block = turn - self._level_of[on_way], self._index[on_way]
-        w = [self._W[level][:, _columns(turn - level)] for level in range(first, last + 1)]
-        moved = self._moved.view(self._batch, self.groups, INNER, -1, self._size)
+        w = [self._W[level][:, self._columns(turn - level)] for level in range(first, last + 1)]
+        moved = self._moved.view(self._batch, self.groups, self._width, -1, self._size)
         part = Group(
-            w=torch.cat(w, dim=2).view(self._batch, INNER, -1, self._size),
+            w=torch.cat(w, dim=2).view(self._batch, self._width, -1, self._size),
             moved=moved[:, group, :, block].permute(1, 2, 0, 3),
             U=self._squares[:, group],
             rows=self._row_steps[:, on_way],
@@ -121,13 +131,13 @@ class _Train:
         for level in range(first, last + 1):
             start, stop = self._starts[level], self._starts[level + 1]
             at = slice((start - on_way.start) * self._size, (stop - on_way.start) * self._size)
-            self._Q[level][:, _columns(turn - level)] = integers[:, :, at]
+            self._Q[level][:, self._columns(turn - level)] = integers[:, :, at]
             self._feed(level, turn - level, errors[:, :, at])
 
     def _feed(self, level: int, group: int, errors: Tensor) -> None:
-        """Carry `errors` (batch, INNER, rows of the level) to the columns after `group`, and to
+        """Carry `errors` (batch, width, rows of the level) to the columns after `group`, and to
         later rows."""
-        here, end = _columns(group), (group + 1) * INNER
+        here, end = self._columns(group), (group + 1) * self._width
         if group + 1 < self.groups:
             self._W[level][:, end:].baddbmm_(self._U[:, here, end:].mT, errors, alpha=-1.0)
         for place, index in enumerate(self._members(level)):
@@ -137,6 +147,9 @@ class _Train:
                 start = (index + 1) * self._size
                 later = self._moved[:, group, :, start : start + carry.shape[2]]
                 later.baddbmm_(own, carry)
+
+    def _columns(self, group: int) -> slice:
+        return slice(group * self._width, (group + 1) * self._width)
 
     def integers(self) -> Tensor:
         """(batch, cols, rows)."""
@@ -152,7 +165,7 @@ class _Train:
 
     def _by_level(self, WT: Tensor, level: int) -> Tensor:
         members = self._members(level)
-        out = WT.new_zeros((self._batch, self.groups * INNER, len(members) * self._size))
+        out = WT.new_zeros((self._batch, self.groups * self._width, len(members) * self._size))
         for place, index in enumerate(members):
             block, start = self._blocks[index], place * self._size
             out[:, : self._cols, start : start + _length(block)] = WT[:, :, block.rows]
@@ -175,10 +188,6 @@ class _Train:
         later = -(-carry.shape[1] // self._size) * self._size
         spare = self._size - carry.shape[2], later - carry.shape[1]
         return torch.nn.functional.pad(carry, (0, spare[0], 0, spare[1])).mT
-
-
-def _columns(group: int) -> slice:
-    return slice(group * INNER, (group + 1) * INNER)
 
 
 def _length(block: RowBlock) -> int:

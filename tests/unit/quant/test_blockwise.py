@@ -77,11 +77,16 @@ def plain(WT: Tensor, U: Tensor, blocks: Sequence[RowBlock], codes: Tensor) -> T
 
 
 @pytest.mark.parametrize("sizes", [(32,), (20,), (8, 24, 8), (5, 13), (3,)])
-@pytest.mark.parametrize("cols", [1, 32, 40, 100])
-def test_integers_are_those_of_the_plain_loops(sizes: tuple[int, ...], cols: int) -> None:
+@pytest.mark.parametrize("cols", [1, 32, 40, 100, 300])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_integers_are_those_of_the_plain_loops(
+    sizes: tuple[int, ...], cols: int, device: str
+) -> None:
     WT, U, blocks, _, _ = problem(*sizes, cols=cols, batch=1)
     steps, codes = steps_of(WT)
-    found = quantize_blocks(WT, U, blocks, BlockSteps.of(steps, codes))
+    there = [replace(b, carry=None if b.carry is None else b.carry.to(device)) for b in blocks]
+    given = BlockSteps.of(steps.to(device), codes.to(device))
+    found = quantize_blocks(WT.to(device), U.to(device), there, given).cpu()
     expected = plain(WT[0], U[0], blocks, codes[0])
     # A tie in float32 may fall the other way, and move what follows in its row.
     assert (found[0].double() != expected).double().mean() < 0.01

@@ -19,7 +19,7 @@ TRELLISES = (0, 4, 8, 16, 32, 64)
 SHAPES = ((3, 32, 8, 64), (24, 32, 1, 5), (6, 3, 4, 64), (2, 32, 12, 1), (2, 5, 10, 33))
 """batch, width, n, size"""
 
-LARGE = ((1, 32, 12, 128), (3, 8, 4, 300), (12, 70, 1, 100))
+LARGE = ((1, 32, 12, 128), (3, 8, 4, 300), (12, 70, 1, 100), (2, 128, 6, 32))
 """tiles of more than one warp among them"""
 
 TENSORS = [field.name for field in fields(Group) if field.name not in ("trellis", "lengths")]
