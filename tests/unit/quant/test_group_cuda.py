@@ -111,8 +111,8 @@ def test_groups_are_rounded_as_on_the_cpu_but_for_ties(
     same = (integers == wanted).flatten(2).all(2)
     assert same.float().mean() >= 0.9
     assert torch.equal(there.states.cpu()[same], here.states[same])
-    # What the last bits of one column come to in the others, over 70 columns: some 2e-4.
-    torch.testing.assert_close(errors[same], left[same], rtol=1e-3, atol=1e-3)
+    # What the last bits of one column come to in the others: 2e-4 over 70 columns, 2e-3 over 128.
+    torch.testing.assert_close(errors[same], left[same], rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize(("scale", "pull"), [(0, 0.1), (2**-10, 0), (2**14, 0), (1, 1e6)])
