@@ -164,19 +164,19 @@ def levers() -> str:
 
 def equal_quality() -> str:
     """Quantizers at the KL of the record recipe."""
-    measured = result("rate_distortion_golf27m")["rows"]
     rows = [
         [
-            name.removesuffix(" at the recipe's KL").removesuffix(","),
+            f"{model}, " + name.removesuffix(" at the recipe's KL").removesuffix(","),
             f"{row['bytes']:,}",
             f"{row['bits_per_weight']:.3f}",
             f"{row['kl_ratio']:.3f}",
             f"{row['bytes_ratio'] - 1:+.1%}",
         ]
-        for name, row in measured.items()
+        for model in ("golf27m", "own36m")
+        for name, row in result(f"rate_distortion_{model}")["rows"].items()
         if name == "record" or "recipe's KL" in name
     ]
-    head = ["golf27m", "bytes of the file", "bits a weight", "KL, of the recipe's"]
+    head = ["quantizer", "bytes of the file", "bits a weight", "KL, of the recipe's"]
     return table([*head, "bytes against the recipe's"], rows)
 
 
