@@ -28,9 +28,9 @@ SLACK = 5e-4
 """A real probe that fits and leaves at most this share of the budget free ends the search."""
 
 AIM = 2e-4
-"""Share of the budget left free when aiming; doubles with each overshoot."""
+"""Share of the budget left free when aiming; until a file fits, doubled with each that does not."""
 
-PATIENCE, ENOUGH_USE = 4, 0.998
+PATIENCE, ENOUGH_USE = 6, 0.998
 """From this real probe on, one that uses ENOUGH_USE ends the search: noise may allow no better."""
 
 CLOSE = 0.03
@@ -43,6 +43,9 @@ LONGEST_MOVE = 3.0
 
 NEAR, LEAST_MOVE = 0.5, 1e-5
 """Octaves of the knob: real probes this near define a straight line; the next is this far off."""
+
+MARGIN = 0.1
+"""Of what lies between real probes that are not near: this much is cut off each time at least."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +142,8 @@ def _settle_continuous(probes: _Probes) -> SearchResult:
     """Encode where the estimated curve should meet the budget, correct the curve, and again."""
     misses = 0
     for count in range(1, MAX_ENCODES + 1):
-        target = probes.budget_bytes * max(0.5, 1.0 - AIM * 2.0**misses)
+        free = AIM * 2.0**misses if probes.best_fit() is None else AIM
+        target = probes.budget_bytes * max(0.5, 1.0 - free)
         value = probes.aim(target)
         if ("codec", value) in probes.sizes:  # nothing between what fits and what does not
             break
@@ -263,7 +267,8 @@ class _Probes:
         low = max((p for p in real if p[1] <= self.budget_bytes), default=None)
         high = min((p for p in real if p[1] > self.budget_bytes), default=None)
         if low is not None and high is not None:
-            margin = 0.1 * (high[0] - low[0])
+            between = high[0] - low[0]
+            margin = MARGIN * between if between > NEAR else min(LEAST_MOVE, between / 2)
             u = min(max(_on_line(low, high, target), low[0] + margin), high[0] - margin)
             return self.value_at(u)
         near = sorted(real, key=lambda p: abs(p[1] - target))[:2]

@@ -67,6 +67,19 @@ def test_knob_c_needs_few_probes(budget: int, ratio: float) -> None:
     assert len(result.probes) <= 5 + (budget < 6_000_000)
 
 
+@pytest.mark.parametrize("ratio", [0.99, 1.0, 1.01, 1.03])
+def test_knob_c_leaves_at_most_a_part_in_2000_free_under_noise(ratio: float) -> None:
+    def encode(c: float) -> int:
+        return int(c_curve(c) * ratio * (1 + random.Random(repr(c)).uniform(-2e-4, 2e-4)))
+
+    for budget in range(4_000_000, 16_000_000, 97_001):
+        found = search(
+            Knob(name="c"), budget, estimate=c_curve, encode=encode, start=1.0, num_weights=WEIGHTS
+        )
+        assert 0.9995 * budget <= found.num_bytes <= budget
+        assert sum(probe.kind == "codec" for probe in found.probes) <= 5
+
+
 def test_finest_end_is_taken_when_it_fits() -> None:
     result = search(Knob(name="k", low=8, high=60), 40_000_000, estimate=curve, encode=noisy)
     assert result.value == 8.0
