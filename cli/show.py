@@ -61,7 +61,8 @@ def show_plan(plan: Document) -> str:
     return "\n".join([
         rows_table(plan["tensors"]),
         "",
-        f"predicted {describe_bytes(predicted)} of {format_bytes(budget)}: {verdict}",
+        f"predicted {describe_bytes(predicted)} of {format_bytes(budget)}: {verdict}; "
+        f"{plan['bits_per_weight']:.2f} bits a weight",
         *(f"warning: {text}" for text in plan.get("warnings", ())),
     ])  # fmt: skip
 

@@ -109,6 +109,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[PackOptions]:
             "schema": "qpack.plan/1",
             "tensors": [],
             "predicted_bytes": 10,
+            "bits_per_weight": 3.5,
             "budget_bytes": 11,
             "warnings": ["odd"],
         }

@@ -26,6 +26,7 @@ def test_a_plan_that_does_not_fit() -> None:
     plan = {
         "tensors": [{"name": "a", "shape": [2, 3], "rule": "int6", "predicted_bytes": 4}],
         "predicted_bytes": 14,
+        "bits_per_weight": 18.667,
         "budget_bytes": 10,
         "warnings": ["pattern matched nothing"],
     }
@@ -33,7 +34,7 @@ def test_a_plan_that_does_not_fit() -> None:
         "name  shape  rule  predicted bytes",
         "a     2 x 3  int6                4",
         "",
-        "predicted 14 B of 10 B: 4 B too many",
+        "predicted 14 B of 10 B: 4 B too many; 18.67 bits a weight",
         "warning: pattern matched nothing",
     ]
 

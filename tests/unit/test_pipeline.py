@@ -131,7 +131,16 @@ def test_dry_run_predicts_and_writes_nothing(given: PackOptions, tmp_path: Path)
     real = pack_checkpoint(with_out(given, tmp_path / "m.qpk"))
     assert plan["knob"]["value"] == pytest.approx(real["knob"]["value"], rel=0.5)
     assert any("an estimate" in warning for warning in plan["warnings"])
+    assert plan["bits_per_weight"] == pytest.approx(real["bits_per_weight"], rel=0.05)
     assert {row["name"] for row in plan["tensors"]} == {row["name"] for row in real["tensors"]}
+
+
+def test_a_plan_warns_of_a_budget_that_leaves_little_of_the_model(
+    given: PackOptions, tmp_path: Path
+) -> None:
+    plan = plan_checkpoint(with_out(given, tmp_path / "m.qpk", budget_bytes=BUDGET // 6))
+    assert plan["bits_per_weight"] < 1
+    assert any("most weights become zero" in warning for warning in plan["warnings"])
 
 
 @pytest.mark.parametrize("knob", ["qmax", "qmax-floor"])
