@@ -19,6 +19,8 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
 TOKEN_BYTES = 2
+WHERE_FROM = "give a shard in the challenge's .bin format: qpack data tokenize makes one of text"
+
 CHUNK_TOKENS = 1 << 22
 """Tokens examined at a time, so that a memory-mapped shard never has to fit in memory."""
 
@@ -34,20 +36,25 @@ def read_shard(path: Path) -> NDArray[np.uint16]:
         with path.open("rb") as file:
             head = np.frombuffer(file.read(HEADER_BYTES), dtype=np.uint8)
     except OSError as error:
-        raise DataError(f"cannot read token shard {path}: {error.strerror}") from error
+        raise DataError(
+            f"cannot read token shard {path}: {error.strerror}", hint=WHERE_FROM
+        ) from error
     if head.size < HEADER_BYTES:
-        raise DataError(f"{path} is not a token shard: {size:,} B, shorter than a header")
+        raise DataError(
+            f"{path} is not a token shard: {size:,} B, shorter than a header", hint=WHERE_FROM
+        )
     magic, version, count = (int(word) for word in head.view("<i4")[:3])
     if magic != MAGIC or version != VERSION:
         raise DataError(
             f"{path} is not a token shard: magic {magic}, version {version}"
             f" (expected {MAGIC}, {VERSION})",
-            hint="give a shard in the challenge's .bin format",
+            hint=WHERE_FROM,
         )
-    if count <= 0 or size != HEADER_BYTES + TOKEN_BYTES * count:
+    expected = HEADER_BYTES + TOKEN_BYTES * count
+    if count <= 0 or size != expected:
         raise DataError(
-            f"{path} is damaged: its header says {count:,} tokens, the file holds"
-            f" {max(size - HEADER_BYTES, 0) / TOKEN_BYTES:,.1f}",
+            f"{path} is damaged: its header says {count:,} tokens, which is {expected:,} B,"
+            f" and the file is {size:,} B",
             hint="fetch or write the shard again",
         )
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))

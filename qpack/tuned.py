@@ -64,10 +64,12 @@ def fit_tuned(
     """
     current, room = fitted, budget_bytes
     before = math.nan
+    reason = "no tuned file fitted the budget"
     for _ in range(ROUNDS):
         tuned = tune(current.contents, tuning, progress=progress)
         before = tuned.before if current is fitted else before
         if not tuned.after < before:
+            reason = "no nearer to the float model on held-out tokens; more --tune-tokens may help"
             break
         encoded = encode(
             tuned.contents, codecs=codecs, choices=current.encoded.choices, progress=progress
@@ -84,7 +86,6 @@ def fit_tuned(
             current = fitter.fit(room)
         except BudgetError:
             break
-    reason = "no tuned file within the budget was better on held-out tokens"
     progress.note(f"tuning was not kept: {reason}")
     return fitted, _record(tuning, tuned, before, before, reason)
 
