@@ -48,9 +48,9 @@ def test_a_shard_is_read_only(tmp_path: Path) -> None:
         (shard_bytes(1, b"\0\0", version=2), "version 2"),
         (shard_bytes(0, b""), "0 tokens"),
         (shard_bytes(-1, b""), "-1 tokens"),
-        (shard_bytes(2, b"\0\0"), "holds 1.0"),
-        (shard_bytes(1, b"\0\0\0"), "holds 1.5"),
-        (shard_bytes(1, b"\0\0\0\0"), "holds 2.0"),
+        (shard_bytes(2, b"\0\0"), "which is 1,028 B, and the file is 1,026 B"),
+        (shard_bytes(1, b"\0\0\0"), "which is 1,026 B, and the file is 1,027 B"),
+        (shard_bytes(1, b"\0\0\0\0"), "which is 1,026 B, and the file is 1,028 B"),
     ],
 )
 def test_bad_shards_are_named(tmp_path: Path, data: bytes, message: str) -> None:
