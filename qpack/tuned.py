@@ -69,7 +69,7 @@ def fit_tuned(
         tuned = tune(current.contents, tuning, progress=progress)
         before = tuned.before if current is fitted else before
         if not tuned.after < before:
-            reason = "no nearer to the float model on held-out tokens; more --tune-tokens may help"
+            reason = "no nearer to the float model on held-out tokens: more steps or --tune-tokens may help"
             break
         encoded = encode(
             tuned.contents, codecs=codecs, choices=current.encoded.choices, progress=progress
