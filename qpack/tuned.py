@@ -64,12 +64,13 @@ def fit_tuned(
     """
     current, room = fitted, budget_bytes
     before = math.nan
-    reason = "no tuned file fitted the budget"
+    reason, advice = "no tuned file fitted the budget", ""
     for _ in range(ROUNDS):
         tuned = tune(current.contents, tuning, progress=progress)
         before = tuned.before if current is fitted else before
         if not tuned.after < before:
-            reason = "no nearer to the float model on held-out tokens: more steps or --tune-tokens may help"
+            reason = "no nearer to the float model on held-out tokens"
+            advice = ": more steps or --tune-tokens may help"
             break
         encoded = encode(
             tuned.contents, codecs=codecs, choices=current.encoded.choices, progress=progress
@@ -86,7 +87,7 @@ def fit_tuned(
             current = fitter.fit(room)
         except BudgetError:
             break
-    progress.note(f"tuning was not kept: {reason}")
+    progress.note(f"tuning was not kept: {reason}{advice}")
     return fitted, _record(tuning, tuned, before, before, reason)
 
 
