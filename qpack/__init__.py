@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qpack.artifact.inspect import inspect, verify
     from qpack.artifact.unpack import unpack
     from qpack.checkpoint import load
+    from qpack.errors import QpackError
     from qpack.eval.bpb import compare, score
     from qpack.module import load_into, pack
     from qpack.pipeline import PackOptions, pack_checkpoint, plan_checkpoint
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "PackOptions": "qpack.options",
+    "QpackError": "qpack.errors",
     "compare": "qpack.eval.bpb",
     "inspect": "qpack.artifact.inspect",
     "load": "qpack.checkpoint",
@@ -34,6 +36,7 @@ _HOMES = {
 
 __all__ = [
     "PackOptions",
+    "QpackError",
     "__version__",
     "compare",
     "inspect",
