@@ -7,11 +7,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import platform
 import sys
 import tempfile
+import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +36,9 @@ OPTIONAL_PACKAGES = {
     "zstandard": "zstandard",
 }
 """Import name -> what to install. Anything else that cannot be imported is a bug."""
+
+TORCHRUN_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Names the file from which torchrun takes what it says last, below its own traceback."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
@@ -152,4 +158,15 @@ def report(error: BaseException, output: Output) -> int:
         error=failure.kind,
         exit_code=failure.exit_code,
     )
+    if TORCHRUN_FILE in os.environ:
+        tell_torchrun(failure, Path(os.environ[TORCHRUN_FILE]))
     return failure.exit_code
+
+
+def tell_torchrun(failure: Failure, path: Path) -> None:
+    """Leave the message where torchrun reads it: it ends in a page of traceback of its own."""
+    lines = [failure.message, *failure.items, *([f"fix: {failure.hint}"] if failure.hint else ())]
+    when = {"timestamp": str(int(time.time()))}
+    told = {"message": {"message": "\n".join(lines), "extraInfo": when}}
+    with suppress(OSError):  # it has been told on stderr
+        path.write_text(json.dumps(told), "utf-8")

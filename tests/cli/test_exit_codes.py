@@ -71,6 +71,20 @@ def test_what_another_rank_has_told_is_not_told_again(capsys) -> None:
     assert (captured.out, captured.err) == ("", "")
 
 
+def test_torchrun_gets_the_message(tmp_path, monkeypatch, capsys) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    fail(errors.DataError("no such shard", items=("a.bin",), hint="look again"))
+    read = ProcessFailure(local_rank=0, pid=1, exitcode=3, error_file=str(path))
+    last = str(ChildFailedError("qpack", {0: read}))
+    assert all(text in last for text in ("no such shard", "a.bin", "fix: look again"))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "no" / "folder"))
+    assert fail(errors.DataError("no such shard")) == 3
+    assert "no such shard" in capsys.readouterr().err
+
+
 def test_json_errors_are_one_object_on_stderr(capsys) -> None:
     error = errors.BudgetError("too small", items=["tok_emb 524,288 B"], hint="raise the budget")
     assert fail(error, json=True) == 5
