@@ -38,6 +38,7 @@ from qpack.quant.budget import search
 from qpack.quant.calibrate import Sensing, collect
 from qpack.quant.engine import Quantizer
 from qpack.quant.frequencies import recounted
+from qpack.quant.plan import tight
 from qpack.quant.statistics import Statistics, save_statistics
 from qpack.quant.tune import Tuning, check_tuning
 from qpack.report import markdown
@@ -45,9 +46,6 @@ from qpack.report.build import build_report
 from qpack.stages import RunLog
 
 __all__ = ["PackOptions", "pack_checkpoint", "plan_checkpoint"]
-
-FEW_BITS = 1.0
-"""A budget of less for each weight is packed with a warning."""
 
 
 def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dict[str, Any]:
@@ -62,7 +60,7 @@ def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
             check_options(options)
             inputs = read_inputs(options)
             log.note(f"device {inputs.device}: {inputs.device_reason}")
-            for warning in [*inputs.plan.warnings, *_tight(inputs, options.budget_bytes)]:
+            for warning in [*inputs.plan.warnings, *tight(inputs.plan, options.budget_bytes)]:
                 log.warn(warning)
             uncalibrated_fitter(inputs, log).check_floor(options.budget_bytes)
         with log.measured("calibrate"):
@@ -133,27 +131,15 @@ def plan_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
         "tensors": rows,
         "knob": {"name": knob.name, "value": found.value},
         "predicted_bytes": found.num_bytes,
-        "bits_per_weight": 8 * found.num_bytes / _num_weights(inputs),
+        "bits_per_weight": 8 * found.num_bytes / inputs.plan.num_weights,
         "budget_bytes": options.budget_bytes,
         "device": {"value": str(inputs.device), "reason": inputs.device_reason},
         "warnings": [
             *inputs.plan.warnings,
             *_uncalibrated(inputs),
-            *_tight(inputs, options.budget_bytes),
+            *tight(inputs.plan, options.budget_bytes),
         ],
     }
-
-
-def _num_weights(inputs: Inputs) -> int:
-    return sum(entry.num_weights for entry in inputs.plan.tensors)
-
-
-def _tight(inputs: Inputs, budget_bytes: int) -> list[str]:
-    """That a file may fit, but hardly be the model any more."""
-    bits = 8 * budget_bytes / _num_weights(inputs)
-    if bits >= FEW_BITS:
-        return []
-    return [f"the budget is {bits:.2f} bits a weight: most weights become zero"]
 
 
 def _uncalibrated(inputs: Inputs) -> list[str]:

@@ -37,7 +37,8 @@ def read_shard(path: Path) -> NDArray[np.uint16]:
             head = np.frombuffer(file.read(HEADER_BYTES), dtype=np.uint8)
     except OSError as error:
         raise DataError(
-            f"cannot read token shard {path}: {error.strerror}", hint=WHERE_FROM
+            f"cannot read token shard {path}: {error.strerror}",
+            hint=WHERE_FROM if isinstance(error, FileNotFoundError) else None,
         ) from error
     if head.size < HEADER_BYTES:
         raise DataError(

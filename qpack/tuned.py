@@ -64,13 +64,14 @@ def fit_tuned(
     """
     current, room = fitted, budget_bytes
     before = math.nan
-    reason, advice = "no tuned file fitted the budget", ""
+    reason, advice = "no tuned file within the budget was nearer on held-out tokens", ""
     for _ in range(ROUNDS):
         tuned = tune(current.contents, tuning, progress=progress)
         before = tuned.before if current is fitted else before
         if not tuned.after < before:
-            reason = "no nearer to the float model on held-out tokens"
-            advice = ": more steps or --tune-tokens may help"
+            if current is fitted:
+                reason = "no nearer to the float model on held-out tokens"
+                advice = ": more steps, or more tokens to tune on, may help"
             break
         encoded = encode(
             tuned.contents, codecs=codecs, choices=current.encoded.choices, progress=progress

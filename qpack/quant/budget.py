@@ -28,7 +28,7 @@ SLACK = 5e-4
 """A real probe that fits and leaves at most this share of the budget free ends the search."""
 
 AIM = 2e-4
-"""Share of the budget left free when aiming; until a file fits, doubled with each that does not."""
+"""Share of the budget left free when aiming."""
 
 PATIENCE, ENOUGH_USE = 6, 0.998
 """From this real probe on, one that uses ENOUGH_USE ends the search: noise may allow no better."""
@@ -41,11 +41,11 @@ MAX_ESTIMATES, MAX_ENCODES = 12, 12
 LONGEST_MOVE = 3.0
 """Octaves of the knob between two estimates: the size curve is straight only nearby."""
 
-NEAR, LEAST_MOVE = 0.5, 1e-5
-"""Octaves of the knob: real probes this near define a straight line; the next is this far off."""
+NEAR = 0.5
+"""Octaves of the knob: no farther than this from a probe is the estimated curve taken for known."""
 
-MARGIN = 0.1
-"""Of what lies between real probes that are not near: this much is cut off each time at least."""
+ONE_SIDE = 3
+"""Real probes in a row on one side of the budget: the curve is not straight there, so halve."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,14 +140,15 @@ def _approach(probes: _Probes, start: float | None) -> float:
 
 def _settle_continuous(probes: _Probes) -> SearchResult:
     """Encode where the estimated curve should meet the budget, correct the curve, and again."""
-    misses = 0
+    target = (1.0 - AIM) * probes.budget_bytes
     for count in range(1, MAX_ENCODES + 1):
-        free = AIM * 2.0**misses if probes.best_fit() is None else AIM
-        target = probes.budget_bytes * max(0.5, 1.0 - free)
         value = probes.aim(target)
+        if probes.is_far(value):
+            probes.estimated(value)
+            value = probes.aim(target)
         if ("codec", value) in probes.sizes:  # nothing between what fits and what does not
             break
-        misses += probes.encoded(value) > probes.budget_bytes
+        probes.encoded(value)
         if probes.use() >= (1.0 - SLACK if count < PATIENCE else ENOUGH_USE):
             break
     best = probes.best_fit()
@@ -214,10 +215,27 @@ class _Probes:
         return CODEC_OVER_ENTROPY
 
     def predicted(self, u: float) -> float:
-        """The estimated curve at fineness u: the line through the two nearest estimates."""
-        first, *rest = sorted(self.points("entropy"), key=lambda p: abs(p[0] - u))[:2]
-        slope = (rest[0][1] - first[1]) / (rest[0][0] - first[0]) if rest else self.slope
-        return first[1] + slope * (u - first[0])
+        """The estimated curve at fineness u: straight between estimates, and beyond the last."""
+        points = self.points("entropy")
+        below = max((p for p in points if p[0] <= u), default=None)
+        above = min((p for p in points if p[0] > u), default=None)
+        if below is not None and above is not None:
+            return below[1] + (u - below[0]) * (above[1] - below[1]) / (above[0] - below[0])
+        nearest = points[-1] if above is None else points[0]
+        return nearest[1] + self.slope_at(nearest) * (u - nearest[0])
+
+    def is_far(self, value: float) -> bool:
+        """Whether the curve is not known there: no probe is near."""
+        u = self.fineness(value)
+        return all(abs(u - self.fineness(known)) > NEAR for _, known in self.sizes)
+
+    def slope_at(self, end: tuple[float, int]) -> float:
+        """Bytes an octave beyond the last estimate on a side."""
+        others = [p for p in self.points("entropy") if p[1] != end[1]]
+        if not others:
+            return self.slope
+        other = min(others, key=lambda p: abs(p[0] - end[0]))
+        return (other[1] - end[1]) / (other[0] - end[0])
 
     def estimated(self, value: float) -> int:
         """Bytes by entropy."""
@@ -260,27 +278,19 @@ class _Probes:
     def aim(self, target: float) -> float:
         """Where the real size should be `target`: between what is known to fit and not to.
 
-        Real probes on both sides, or two near each other, give a straight line. Before that, the
-        estimated curve is solved with the real-to-estimated ratio of the last real probe.
+        Real probes on both sides give a straight line; if probe after probe falls on one side of
+        the budget, the middle is next. Before that, the estimated curve is solved with the
+        real-to-estimated ratio of the last real probe.
         """
         real = self.points("codec")
         low = max((p for p in real if p[1] <= self.budget_bytes), default=None)
         high = min((p for p in real if p[1] > self.budget_bytes), default=None)
         if low is not None and high is not None:
-            between = high[0] - low[0]
-            margin = MARGIN * between if between > NEAR else min(LEAST_MOVE, between / 2)
-            u = min(max(_on_line(low, high, target), low[0] + margin), high[0] - margin)
-            return self.value_at(u)
-        near = sorted(real, key=lambda p: abs(p[1] - target))[:2]
-        if len(near) == 2 and abs(near[0][0] - near[1][0]) <= NEAR and _rises(near[0], near[1]):
-            u = _on_line(near[0], near[1], target)
-        else:
-            u = self.fineness(self.solve(target / self.ratio))
-        if low is not None:
-            u = max(u, low[0] + LEAST_MOVE)
-        if high is not None:
-            u = min(u, high[0] - LEAST_MOVE)
-        return self.inside(u)
+            fits = [probe.fits for probe in self.log if probe.kind == "codec"]
+            if len(fits) > ONE_SIDE and len(set(fits[-ONE_SIDE:])) == 1:
+                return self.value_at((low[0] + high[0]) / 2)
+            return self.value_at(_on_line(low, high, target))
+        return self.solve(target / self.ratio)
 
     def solve(self, target: float) -> float:
         """The knob value at which the estimated curve should come to `target` bytes.
@@ -294,11 +304,7 @@ class _Probes:
         if below is not None and above is not None:
             return self.inside(_on_line(below, above, target))
         nearest = points[-1] if above is None else points[0]
-        others = [p for p in points if p[1] != nearest[1]]
-        slope = self.slope
-        if others:
-            other = min(others, key=lambda p: abs(p[0] - nearest[0]))
-            slope = (other[1] - nearest[1]) / (other[0] - nearest[0])
+        slope = self.slope_at(nearest)
         wanted = (target - nearest[1]) / slope if slope > 0 else math.inf
         wanted = math.copysign(wanted, target - nearest[1])
         return self.inside(nearest[0] + min(max(wanted, -LONGEST_MOVE), LONGEST_MOVE))
@@ -327,11 +333,6 @@ class _Probes:
             reason=reason,
             probes=tuple(self.log),
         )
-
-
-def _rises(first: tuple[float, int], second: tuple[float, int]) -> bool:
-    """Whether the finer of two (fineness, bytes) points is larger: a codec's noise may hide it."""
-    return (second[1] - first[1]) * (second[0] - first[0]) > 0
 
 
 def _on_line(first: tuple[float, int], second: tuple[float, int], size: float) -> float:

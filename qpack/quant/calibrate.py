@@ -265,7 +265,7 @@ def _check_finite(sums: dict[str, Tensor]) -> None:
         raise CalibrationError(
             "the model's activations are not finite on the calibration data, at the input of:",
             items=bad,
-            hint="look for NaN in the calibration inputs; if they are finite, the model diverges",
+            hint="the model overflows, or its calibration inputs hold NaN: look at what it gives",
         )
 
 

@@ -27,6 +27,8 @@ from qpack.rule import Rule
 
 MATRIX_SIDE = 8
 FLOAT16_MAX = 65_504.0
+FEW_BITS = 1.0
+"""A budget of less for each weight is warned of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +56,11 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     @property
+    def num_weights(self) -> int:
+        """Weights of all tensors."""
+        return sum(entry.num_weights for entry in self.tensors)
+
+    @property
     def turned(self) -> tuple[TensorPlan, ...]:
         """Tensors that follow the knob."""
         return tuple(entry for entry in self.tensors if entry.rule.knob)
@@ -68,6 +75,14 @@ class Plan:
         """The knob's value in the first rule that follows it; None where no rule does."""
         knob = self.recipe.knob.name
         return next((e.rule.c if knob == "c" else e.rule.k for e in self.turned), None)
+
+
+def tight(plan: Plan, budget_bytes: int) -> list[str]:
+    """The warning that a file may fit, but hardly be the model any more."""
+    bits = 8 * budget_bytes / plan.num_weights
+    if bits >= FEW_BITS or not plan.turned:
+        return []
+    return [f"the budget is {bits:.2f} bits a weight: little of the model will be left"]
 
 
 def classify(model: nn.Module) -> dict[str, str]:

@@ -86,6 +86,16 @@ def test_a_larger_budget_is_not_worse(tmp_path: Path) -> None:
     assert errors == sorted(errors, reverse=True)
 
 
+def test_a_budget_that_leaves_little_of_the_model_is_told(tmp_path: Path) -> None:
+    model = nn.Linear(512, 512)
+    batches = [torch.randn(2048, 512, generator=torch.Generator().manual_seed(0))]
+    report = qpack.pack(model, calibration=batches, budget=24_000, out=tmp_path / "x.qpk")
+    assert report["bits_per_weight"] < 1
+    assert any("little of the model" in warning for warning in report["warnings"])
+    report = qpack.pack(model, calibration=batches, budget=80_000, out=tmp_path / "y.qpk")
+    assert not any("little of the model" in warning for warning in report["warnings"])
+
+
 def test_unreachable_budget_leaves_nothing(tmp_path: Path) -> None:
     model, batches = example()
     with pytest.raises(BudgetError) as caught:

@@ -135,12 +135,18 @@ def test_dry_run_predicts_and_writes_nothing(given: PackOptions, tmp_path: Path)
     assert {row["name"] for row in plan["tensors"]} == {row["name"] for row in real["tensors"]}
 
 
-def test_a_plan_warns_of_a_budget_that_leaves_little_of_the_model(
+def test_a_budget_that_leaves_little_of_the_model_is_told(
     given: PackOptions, tmp_path: Path
 ) -> None:
-    plan = plan_checkpoint(with_out(given, tmp_path / "m.qpk", budget_bytes=BUDGET // 6))
-    assert plan["bits_per_weight"] < 1
-    assert any("most weights become zero" in warning for warning in plan["warnings"])
+    little, enough = (
+        with_out(given, tmp_path / name, budget_bytes=budget)
+        for name, budget in (("l.qpk", BUDGET // 6), ("e.qpk", BUDGET))
+    )
+    for run in (plan_checkpoint, pack_checkpoint):
+        told, quiet = run(little), run(enough)
+        assert told["bits_per_weight"] < 1 < quiet["bits_per_weight"]
+        assert any("little of the model" in warning for warning in told["warnings"])
+        assert not any("little of the model" in warning for warning in quiet["warnings"])
 
 
 @pytest.mark.parametrize("knob", ["qmax", "qmax-floor"])

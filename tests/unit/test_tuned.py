@@ -100,7 +100,7 @@ def test_what_does_not_pay_is_not_kept(net: Net, monkeypatch: pytest.MonkeyPatch
     plain, tuned, record = run(fitter_of(net), tuning_of(net, steps=2), log)
     assert tuned is plain
     assert (record.kept, record.before, record.after) == (False, 1.0, 1.0)
-    assert any("not kept" in note for note in log.notes)
+    assert any("not kept" in note and "more steps" in note for note in log.notes)
 
 
 def test_a_file_that_never_fits_is_not_kept(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +109,11 @@ def test_a_file_that_never_fits_is_not_kept(net: Net, monkeypatch: pytest.Monkey
     rooms: list[int] = []
     fit = fitter.fit
     monkeypatch.setattr(fitter, "fit", lambda room: (rooms.append(room), fit(room))[1])
-    plain, tuned, record = run(fitter, tuning_of(net, steps=4), RunLog())
+    log = RunLog()
+    plain, tuned, record = run(fitter, tuning_of(net, steps=4), log)
     assert tuned is plain and not record.kept and record.after == record.before
+    assert record.reason == "no tuned file within the budget was nearer on held-out tokens"
+    assert not any("more steps" in note for note in log.notes)
     assert len(rooms) == module.ROUNDS + 1
     assert all(now < before for before, now in pairwise(rooms))
 

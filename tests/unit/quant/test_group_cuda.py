@@ -112,7 +112,8 @@ def test_groups_are_rounded_as_on_the_cpu_but_for_ties(
     assert same.float().mean() >= 0.9
     assert torch.equal(there.states.cpu()[same], here.states[same])
     # What the last bits of one column come to in the others: 2e-4 over 70 columns, 2e-3 over 128.
-    torch.testing.assert_close(errors[same], left[same], rtol=5e-3, atol=5e-3)
+    tolerance = 1e-3 if shape[1] <= 70 else 5e-3
+    torch.testing.assert_close(errors[same], left[same], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("scale", "pull"), [(0, 0.1), (2**-10, 0), (2**14, 0), (1, 1e6)])
