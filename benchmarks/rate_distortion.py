@@ -39,7 +39,7 @@ from qpack.proof import check_decoded, decode_elsewhere
 from qpack.quant.tune import Tuning, tune
 from qpack.recipe import Recipe, read_recipe
 from qpack.stages import RunLog
-from qpack.sweep import make_fitter, make_quantizer, num_weights, planned, score_contents
+from qpack.sweep import make_fitter, make_quantizer, planned, score_contents
 from qpack.tensors import Contents
 from qpack.tokens import sha256_file
 from qpack.tuned import fit_tuned
@@ -199,7 +199,7 @@ class Bench:
         fresh = {
             "schema": SCHEMA,
             "model": self.inputs.checkpoint.name,
-            "weights": num_weights(self.inputs),
+            "weights": self.inputs.plan.num_weights,
             "record": {"k": RECORD_K, "codecs": list(RECORD_CODECS)},
             "settings": {key: getattr(o, key) for key in SETTINGS},
             "inputs": {path.name: sha256_file(path) for path in files},
@@ -315,7 +315,7 @@ class Work:
             "knob": self.inputs.plan.recipe.knob.name,
             "value": value,
             "bytes": len(data),
-            "bits_per_weight": 8 * len(data) / num_weights(self.inputs),
+            "bits_per_weight": 8 * len(data) / self.inputs.plan.num_weights,
             "bpb_float": before.bpb,
             "bpb": after.bpb,
             "gap": after.bpb - before.bpb,

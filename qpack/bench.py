@@ -294,7 +294,7 @@ class _BitsTable:
             "qmax": int(value) if knob == "qmax" else 31,
             "value": value,
             "bytes": size,
-            "bits_per_weight": 8 * size / sum(e.num_weights for e in inputs.plan.tensors),
+            "bits_per_weight": 8 * size / inputs.plan.num_weights,
             "bpb": score.bpb,
             "gap": score.bpb - reference.bpb,
             "kl": score.kl,

@@ -25,7 +25,7 @@ from qpack.produce import Product, Target, produce
 from qpack.progress import SILENT, Progress
 from qpack.quant.calibrate import Sensing, collect
 from qpack.quant.fisher import Likelihood
-from qpack.quant.plan import Plan, classify, make_plan, tight, untied
+from qpack.quant.plan import Plan, classify, make_plan, untied
 from qpack.quant.tune import Tuning, check_tuning
 from qpack.recipe import Recipe, default_recipe, read_recipe
 from qpack.report.build import product_sections, run_sections
@@ -73,7 +73,7 @@ def pack(  # noqa: PLR0913  one parameter an option
     plan = _make_plan(module, tensors, aliases, recipe, knob)
     chosen = resolve(codecs, stdlib_only=False)
     check_trellis(chosen, plan.recipe.trellis)
-    for warning in [*plan.warnings, *tight(plan, budget)]:
+    for warning in plan.warnings_at(budget):
         log.warn(warning)
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     with log.measured("calibrate"):

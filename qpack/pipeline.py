@@ -38,7 +38,6 @@ from qpack.quant.budget import search
 from qpack.quant.calibrate import Sensing, collect
 from qpack.quant.engine import Quantizer
 from qpack.quant.frequencies import recounted
-from qpack.quant.plan import tight
 from qpack.quant.statistics import Statistics, save_statistics
 from qpack.quant.tune import Tuning, check_tuning
 from qpack.report import markdown
@@ -60,7 +59,7 @@ def pack_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
             check_options(options)
             inputs = read_inputs(options)
             log.note(f"device {inputs.device}: {inputs.device_reason}")
-            for warning in [*inputs.plan.warnings, *tight(inputs.plan, options.budget_bytes)]:
+            for warning in inputs.plan.warnings_at(options.budget_bytes):
                 log.warn(warning)
             uncalibrated_fitter(inputs, log).check_floor(options.budget_bytes)
         with log.measured("calibrate"):
@@ -135,9 +134,8 @@ def plan_checkpoint(options: PackOptions, *, progress: Progress = SILENT) -> dic
         "budget_bytes": options.budget_bytes,
         "device": {"value": str(inputs.device), "reason": inputs.device_reason},
         "warnings": [
-            *inputs.plan.warnings,
+            *inputs.plan.warnings_at(options.budget_bytes),
             *_uncalibrated(inputs),
-            *tight(inputs.plan, options.budget_bytes),
         ],
     }
 

@@ -96,7 +96,7 @@ def sweep(
         "schema": "qpack.sweep/1",
         "model": inputs.checkpoint.name,
         "form": inputs.form,
-        "weights": num_weights(inputs),
+        "weights": inputs.plan.num_weights,
         "tokens": options.val_tokens,
         "window": options.window,
         "points": points,
@@ -153,11 +153,6 @@ def score_contents(
         device=inputs.device,
         progress=log,
     )
-
-
-def num_weights(inputs: Inputs) -> int:
-    """Elements of all stored tensors: what bits a weight are relative to."""
-    return sum(entry.num_weights for entry in inputs.plan.tensors)
 
 
 def _check_request(budgets: Sequence[int], recipes: Sequence[str | Path]) -> dict[str, Recipe]:
@@ -235,7 +230,7 @@ def _point(
     before, after = score_contents(inputs, fitted.contents, reference, window=window, log=log)
     return {
         "bytes": size,
-        "bits_per_weight": 8 * size / num_weights(inputs),
+        "bits_per_weight": 8 * size / inputs.plan.num_weights,
         "bpb_float": before.bpb,
         "bpb": after.bpb,
         "gap": after.bpb - before.bpb,

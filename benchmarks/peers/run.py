@@ -38,7 +38,6 @@ from qpack.pipeline import calibrate, calibration_batches
 from qpack.quant.sensitivity import mean_hessian
 from qpack.quant.statistics import Statistics
 from qpack.stages import RunLog
-from qpack.sweep import num_weights
 from qpack.tokens import sha256_file
 
 SCHEMA = "qpack.bench-peers/1"
@@ -169,7 +168,7 @@ class Bench:
             "peer": row.peer,
             "settings": settings,
             "bytes": size,
-            "bits_per_weight": 8 * size / num_weights(self.inputs),
+            "bits_per_weight": 8 * size / self.inputs.plan.num_weights,
             "relative_mse": launch.relative_error(self.weights, decoded),
             **self.scored(decoded),
             **result,
@@ -212,7 +211,7 @@ def document(options: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
     fresh = {
         "schema": SCHEMA,
         "model": inputs.checkpoint.name,
-        "weights": num_weights(inputs),
+        "weights": inputs.plan.num_weights,
         "quantized_weights": sum(weight.numel() for weight in quantized(inputs).values()),
         "settings": {name: getattr(options, name) for name in settings},
         "inputs": {path.name: sha256_file(path) for path in files},

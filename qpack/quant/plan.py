@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from qpack.errors import ConfigError
+from qpack.errors import CheckpointError, ConfigError
 from qpack.recipe import Recipe
 from qpack.rule import Rule
 
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def num_weights(self) -> int:
-        """Weights of all tensors."""
+        """Elements of all stored tensors: what bits a weight are relative to."""
         return sum(entry.num_weights for entry in self.tensors)
 
     @property
@@ -76,13 +76,13 @@ class Plan:
         knob = self.recipe.knob.name
         return next((e.rule.c if knob == "c" else e.rule.k for e in self.turned), None)
 
-
-def tight(plan: Plan, budget_bytes: int) -> list[str]:
-    """The warning that a file may fit, but hardly be the model any more."""
-    bits = 8 * budget_bytes / plan.num_weights
-    if bits >= FEW_BITS or not plan.turned:
-        return []
-    return [f"the budget is {bits:.2f} bits a weight: little of the model will be left"]
+    def warnings_at(self, budget_bytes: int) -> tuple[str, ...]:
+        """The warnings, and that a file may fit, but hardly be the model any more."""
+        bits = 8 * budget_bytes / self.num_weights
+        if bits >= FEW_BITS or not self.turned:
+            return self.warnings
+        tight = f"the budget is {bits:.2f} bits a weight: little of the model will be left"
+        return (*self.warnings, tight)
 
 
 def classify(model: nn.Module) -> dict[str, str]:
@@ -131,8 +131,11 @@ def make_plan(
     """Give each of `tensors` the first rule that matches it.
 
     Raises `ConfigError` naming every tensor that no rule matches, that its rule cannot take, or
-    that two tied names put under different rules. Patterns that match nothing become warnings.
+    that two tied names put under different rules, and `CheckpointError` where there are no weights.
+    Patterns that match nothing become warnings.
     """
+    if not any(tensor.numel() for tensor in tensors.values()):
+        raise CheckpointError("there is nothing to pack: no tensor has elements")
     problems: list[str] = []
     used: set[tuple[int, str]] = set()
     entries = []

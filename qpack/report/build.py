@@ -75,7 +75,7 @@ def build_report(
 
 def product_sections(product: Product, budget_bytes: int, plan: Plan) -> dict[str, Any]:
     """What is known of the file alone, whatever it was scored on."""
-    total = sum(entry.num_weights for entry in plan.tensors)
+    total = plan.num_weights
     quantized = sum(e.num_weights for e in plan.tensors if e.rule.type == "int")
     found, knob = product.fitted.search, plan.recipe.knob
     low, high = knob.bounds

@@ -143,6 +143,12 @@ def test_recipes_and_knobs(tmp_path: Path) -> None:
     assert torch.equal(fresh.norm.running_var, model.norm.running_var)
 
 
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.ParameterList([torch.empty(0, 8)])])
+def test_a_module_without_weights_is_refused(tmp_path: Path, module: nn.Module) -> None:
+    with pytest.raises(CheckpointError, match="nothing to pack"):
+        qpack.pack(module, calibration=[torch.zeros(2, 0)], budget=9_000, out=tmp_path / "x.qpk")
+
+
 def test_weights_of_another_module_are_refused(tmp_path: Path) -> None:
     model, batches = example()
     qpack.pack(model, calibration=batches, budget=12_000, out=tmp_path / "x.qpk")
