@@ -86,15 +86,21 @@ def solver() -> str:
 
 
 def gap() -> str:
-    """Rounding against the Gaussian bound, a row a trellis."""
-    by_states: dict[int, list[float]] = {}
+    """Rounding against the Gaussian bound, a row a trellis: at its best and worst rate, then as
+    bytes of a stream, and in columns of 512 rows."""
+    by_states: dict[int, list[tuple[float, float, float]]] = {}
     for row in result("gap")["rows"]:
-        by_states.setdefault(row["states"], []).append(row["gap"])
-    rows = [
-        [f"{states} states" if states else "none", f"{min(gaps):.3f}", f"{max(gaps):.3f}"]
-        for states, gaps in by_states.items()
-    ]
-    return table(["trellis", "least bits over the bound", "most"], rows)
+        streamed = row["gap"] + row["stream_bits"] - row["bits"]
+        gaps = row["gap"], streamed, row["gap_short"]["512"]
+        by_states.setdefault(row["states"], []).append(gaps)
+    rows = []
+    for states, gaps in by_states.items():
+        whole, streamed, short = zip(*gaps, strict=True)
+        name = f"{states} states" if states else "none"
+        shown = min(whole), max(whole), max(streamed), max(short)
+        rows.append([name, *(f"{value:.3f}" for value in shown)])
+    head = ["trellis", "least bits over the bound", "most", "most, in a stream"]
+    return table([*head, "most, 512 rows"], rows)
 
 
 def rate_distortion() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -140,9 +141,11 @@ def sweep(  # noqa: PLR0913  one parameter an option
         output.note(f"wrote {plot}")
     rows = [{key: point[key] for key in COLUMNS} for point in curve["points"]]
     output.result(curve, lambda: rows_table(rows))
-    data = f"--calib {calib} --calib-tokens {calib_tokens} --sens-tokens {sens_tokens}"
-    data += f" --tokenizer {tokenizer}"
     known = stats or save_stats
-    if known is not None:
-        data += f" --stats {known}"
-    output.next(f"qpack pack {checkpoint} --budget {budgets[0]} {data} -o {checkpoint.stem}.pyz")
+    words = [
+        *("qpack", "pack", checkpoint, "--budget", budgets[0], "--calib", calib),
+        *("--calib-tokens", calib_tokens, "--sens-tokens", sens_tokens, "--tokenizer", tokenizer),
+        *(() if known is None else ("--stats", known)),
+        *("--seed", seed, "-o", f"{checkpoint.stem}.pyz"),
+    ]
+    output.next(shlex.join(map(str, words)))

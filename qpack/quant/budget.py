@@ -42,7 +42,7 @@ LONGEST_MOVE = 3.0
 """Octaves of the knob between two estimates: the size curve is straight only nearby."""
 
 NEAR = 0.5
-"""Octaves of the knob: no farther than this from a probe is the estimated curve taken for known."""
+"""Octaves of the knob: no farther from an estimate than this is the curve taken for known."""
 
 ONE_SIDE = 3
 """Real probes in a row on one side of the budget: the curve is not straight there, so halve."""
@@ -84,8 +84,8 @@ def search(
 
     `start` is where to look first (None: the middle of the range) and `num_weights` the weights
     that follow the knob, which give the curve its slope before there are two probes.
-    Raises `BudgetError` with the smallest possible size, and the lines that `largest` gives for the
-    coarsest value, if even that does not fit.
+    Raises `BudgetError` with the size at the coarsest value, and the lines that `largest` gives for
+    it, if even that does not fit.
     """
     probes = _Probes(knob, budget_bytes, estimate, encode, slope=num_weights / 8)
     coarse = probes.ends[0]
@@ -161,26 +161,20 @@ def _settle_continuous(probes: _Probes) -> SearchResult:
 
 
 def _settle_integer(probes: _Probes, largest: Callable[[float], Sequence[str]]) -> SearchResult:
-    """Bisect on the estimate, then step with the codec until one fits and the next does not."""
+    """Encode what the estimate says until one value fits and the next does not."""
     coarse = probes.ends[0]
     if probes.estimated(coarse) * CODEC_OVER_ENTROPY > 0.97 * probes.budget_bytes:
         where = f"{probes.knob.name} = {coarse:g}"
         check_fits(probes.encoded(coarse), probes.budget_bytes, where, largest(coarse))
     low, high = (int(end) for end in sorted(probes.ends))
-    ratio = probes.ratio
-    inside, outside = low, high + 1
+    inside, outside = low - 1, high + 1
     while outside - inside > 1:
-        middle = (inside + outside) // 2
-        if probes.estimated(middle) * ratio <= probes.budget_bytes:
-            inside = middle
+        value = probes.guess(inside + 1, outside - 1)
+        if probes.encoded(value) <= probes.budget_bytes:
+            inside = value
         else:
-            outside = middle
-    value = inside
-    while value > low and probes.encoded(value) > probes.budget_bytes:
-        value -= 1
-    while value < high and probes.encoded(value + 1) <= probes.budget_bytes:
-        value += 1
-    probes.encoded(value)  # the lower end included: what is returned was really encoded
+            outside = value
+    value = max(inside, low)
     if value == high:
         return probes.result(value, f"the finest end of the range, {high}, fits")
     return probes.result(value, f"{value} fits, {value + 1} does not")
@@ -225,9 +219,9 @@ class _Probes:
         return nearest[1] + self.slope_at(nearest) * (u - nearest[0])
 
     def is_far(self, value: float) -> bool:
-        """Whether the curve is not known there: no probe is near."""
+        """Whether the estimated curve is not known there: no estimate is near."""
         u = self.fineness(value)
-        return all(abs(u - self.fineness(known)) > NEAR for _, known in self.sizes)
+        return all(abs(u - known) > NEAR for known, _ in self.points("entropy"))
 
     def slope_at(self, end: tuple[float, int]) -> float:
         """Bytes an octave beyond the last estimate on a side."""
@@ -240,6 +234,17 @@ class _Probes:
     def estimated(self, value: float) -> int:
         """Bytes by entropy."""
         return self._probe("entropy", value, self.estimate)
+
+    def guess(self, low: int, high: int) -> int:
+        """The largest of `low` to `high` that should fit by estimate and ratio, else `low`."""
+        ratio = self.ratio
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.estimated(middle) * ratio <= self.budget_bytes:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def encoded(self, value: float) -> int:
         """Bytes by the real codec."""

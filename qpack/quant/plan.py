@@ -134,8 +134,6 @@ def make_plan(
     that two tied names put under different rules, and `CheckpointError` where there are no weights.
     Patterns that match nothing become warnings.
     """
-    if not any(tensor.numel() for tensor in tensors.values()):
-        raise CheckpointError("there is nothing to pack: no tensor has elements")
     problems: list[str] = []
     used: set[tuple[int, str]] = set()
     entries = []
@@ -164,6 +162,8 @@ def make_plan(
             items=problems,
             hint='add a rule above the others, for example match = "re:..." with type = "float32"',
         )
+    if not any(tensor.numel() for tensor in tensors.values()):
+        raise CheckpointError("there is nothing to pack: no tensor has elements")
     warnings = tuple(_unmatched(recipe, used, [*tensors, *aliases], set(kinds.values())))
     return Plan(tensors=tuple(entries), recipe=recipe, warnings=warnings)
 

@@ -90,6 +90,16 @@ def test_knob_c_leaves_at_most_a_part_in_2000_free_under_noise(ratio: float) -> 
         assert probes <= 5
 
 
+@pytest.mark.parametrize("ratio", [1.7, 2.0])
+def test_an_estimate_much_too_low_near_the_coarse_end(ratio: float) -> None:
+    """Where file after file is too large, more of the estimated curve is asked for."""
+    floor = int(ratio * c_curve(20.0))
+    for budget in range(floor + floor // 50, 4_000_000, 9_001):
+        use, probes = fill(budget, lambda c: int(ratio * c_curve(c)))
+        assert use >= 0.998
+        assert probes <= 12
+
+
 def test_patience_with_a_noisy_codec_ends() -> None:
     def encode(c: float) -> int:
         return int(c_curve(c) * (1 + random.Random(repr(c)).uniform(-1e-3, 1e-3)))
@@ -151,6 +161,17 @@ def test_integer_knob_is_the_largest_that_fits(name: str) -> None:
         best = max(q for q, size in encode.items() if size <= budget)
         assert result.value == best
         assert result.num_bytes == encode[best]
+
+
+@pytest.mark.parametrize("ratio", [0.8, 0.9, 0.97, 1.03, 1.1, 1.2])
+def test_integer_knob_needs_few_real_files(ratio: float) -> None:
+    encode = {q: int(integer_curve(q) * ratio) for q in range(31, 128)}
+    for budget in range(encode[31], 24_000_000, 190_001):
+        result = search(
+            Knob(name="qmax"), budget, estimate=integer_curve, encode=lambda q: encode[int(q)]
+        )
+        assert result.value == max(q for q, size in encode.items() if size <= budget)
+        assert sum(probe.kind == "codec" for probe in result.probes) <= 6
 
 
 def test_integer_lower_end_is_verified() -> None:
