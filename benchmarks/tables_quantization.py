@@ -205,6 +205,27 @@ def sweep() -> str:
     return table([*head, "BPB gap, default"], rows)
 
 
+def table_rows_and_gains() -> str:
+    """The default recipe beside recipes that leave out or replace one thing of it."""
+    names = {
+        "default": "the default recipe",
+        "equal_table_rows.toml": "rows of the token table by equal relative steps",
+        "no_feedback.toml": "no feedback between rows",
+        "gains.toml": "column gains in place of feedback between rows",
+    }
+    points = {point["recipe"]: point for point in result("levers_golf27m")["points"]}
+    rows = [
+        [
+            name,
+            f"{points[recipe]['bytes']:,}",
+            f"{points[recipe]['kl']:.5f}",
+            f"{points[recipe]['kl'] / points['default']['kl']:.3f}",
+        ]
+        for recipe, name in names.items()
+    ]
+    return table(["golf27m, 12,000,000 B", "bytes", "KL", "of the default's"], rows)
+
+
 def peers() -> str:
     """Other quantizers and coders beside qpack, on one checkpoint."""
     rows = [
@@ -311,6 +332,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "levers": levers,
     "equal_quality": equal_quality,
     "sweep": sweep,
+    "table_rows_and_gains": table_rows_and_gains,
     "peers": peers,
     "peers_gaussian": peers_gaussian,
     "extras": extras,
