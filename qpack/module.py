@@ -167,14 +167,17 @@ def output_error(
 def _as_batches(name: str, batches: Iterable[Tensor]) -> list[Tensor]:
     listed = [] if isinstance(batches, Tensor) else list(batches)
     if isinstance(batches, Tensor) or not all(isinstance(batch, Tensor) for batch in listed):
-        raise ConfigError(f"{name} must be an iterable of tensors, one a batch", hint="[batch]")
+        raise ConfigError(
+            f"{name} must be an iterable of tensors, one a batch",
+            hint="of one batch [batch], of pairs [inputs for inputs, _ in batches]",
+        )
     return listed
 
 
 def _check_request(path: Path, budget: int, *, force: bool) -> None:
     form_of(path)
-    if budget < 1:
-        raise ConfigError(f"budget = {budget}: expected at least 1 byte")
+    if not isinstance(budget, int) or budget < 1:
+        raise ConfigError(f"budget = {budget!r}: expected a whole number of bytes, at least 1")
     check_outputs([path], inputs=[], force=force)
 
 

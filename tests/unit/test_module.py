@@ -108,8 +108,11 @@ def test_unreachable_budget_leaves_nothing(tmp_path: Path) -> None:
 def test_everything_is_checked_before_any_work(tmp_path: Path) -> None:
     model, batches = example()
     out = tmp_path / "x.qpk"
-    with pytest.raises(ConfigError):
-        qpack.pack(model, calibration=batches, budget=0, out=out)
+    for budget in (0, -5, "150kB", 9_000.5):
+        with pytest.raises(ConfigError, match="whole number of bytes"):
+            qpack.pack(model, calibration=batches, budget=budget, out=out)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="for inputs, _ in batches"):
+        qpack.pack(model, calibration=[(x, x) for x in batches], budget=9_000, out=out)  # type: ignore[misc]
     with pytest.raises(ConfigError):
         qpack.pack(model, calibration=batches, budget=9_000, out=tmp_path / "x.bin")
     model.head.weight[0, 0] = float("nan")
